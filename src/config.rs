@@ -1,0 +1,371 @@
+//! The configuration: one TOML file (and what it includes) → [`Config`].
+//!
+//! `file` holds the serde shapes of the TOML, `resolve` turns them into [`Config`] with every default filled
+//! in and every error collected, `error` draws the errors. A [`Config`] that exists is valid: listeners are
+//! named once, no two routes match the same thing, every name, address and pattern is parsed.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::net::{ListenAddr, UpstreamAddr};
+use crate::peek::{Protocol, ServerName};
+
+mod error;
+mod file;
+mod overlap;
+mod pattern;
+mod resolve;
+mod schema;
+mod source;
+mod units;
+
+pub use error::{ConfigError, ConfigErrors, ErrorKind};
+pub use pattern::{NamePattern, NameRegex};
+pub use schema::json_schema;
+pub use units::Rate;
+
+/// A whole configuration, resolved: defaults filled in, every value parsed and checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The addresses to accept on, in file order; names are unique, never empty.
+    pub listeners: Vec<ListenerConfig>,
+    /// The routes in file order; names are unique.
+    pub routes: Vec<RouteConfig>,
+    /// What happens to connections that no route takes.
+    pub policies: Policies,
+    /// Limits that act before any route is looked at.
+    pub limits: Limits,
+    /// Deadlines of a connection's stages; routes may override some.
+    pub timeouts: Timeouts,
+    /// The largest ClientHello accepted, in bytes on the wire, record headers included.
+    pub max_hello_size: usize,
+    /// Data-plane threads; `None` means one a core.
+    pub workers: Option<usize>,
+    /// How backend names are resolved.
+    pub dns: DnsConfig,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` means nowhere.
+    pub admin: Option<AdminConfig>,
+    /// Where the line a connection goes.
+    pub access_log: AccessLogConfig,
+    /// The `[[test]]` assertions, in file order.
+    pub tests: Vec<TestCase>,
+    /// Every setting with the place it came from, for `check --effective`.
+    pub effective: Vec<Effective>,
+}
+
+/// A named group of addresses to accept on.
+#[derive(Clone, Debug)]
+pub struct ListenerConfig {
+    /// The name that routes, logs and metrics use.
+    pub name: Arc<str>,
+    /// Addresses to bind; never empty.
+    pub bind: Vec<ListenAddr>,
+    /// How long a client may stay silent before the connection counts as [`Protocol::Silent`].
+    pub silent_after: Duration,
+    /// Where it is written.
+    pub origin: Origin,
+}
+
+/// A route: what it matches and what becomes of a connection that it takes.
+#[derive(Clone, Debug)]
+pub struct RouteConfig {
+    /// The `name` key, or one made from what the route matches.
+    pub name: Arc<str>,
+    /// What the first bytes must be; never empty.
+    pub keys: Vec<RouteKey>,
+    /// Further conditions, all of which must hold.
+    pub conditions: Conditions,
+    /// What to do.
+    pub action: ActionConfig,
+    /// Where it is written.
+    pub origin: Origin,
+}
+
+/// What the first bytes of a connection must be for a route to take it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteKey {
+    /// A TLS ClientHello whose server name matches.
+    Sni(NamePattern),
+    /// A TLS ClientHello without a server name (`sni = "none"`).
+    NoSni,
+    /// Something that is not TLS, or silence.
+    Protocol(Protocol),
+    /// Anything at all (`protocol = "any"`).
+    Anything,
+}
+
+/// Conditions beside the first bytes; `None` means "any".
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    /// Names of listeners, of which the connection must have come in on one.
+    pub listeners: Option<Vec<Arc<str>>>,
+    /// ALPN protocol names, of which the client must offer one.
+    pub alpn: Option<Vec<Box<[u8]>>>,
+    /// Networks, of which one must contain the client's address.
+    pub from: Option<Vec<IpNet>>,
+}
+
+/// What a route does with a connection.
+#[derive(Clone, Debug)]
+pub enum ActionConfig {
+    /// Pass the stream through untouched.
+    Passthrough(PassthroughConfig),
+    /// Refuse it.
+    Reject(RejectWith),
+}
+
+/// Where a passthrough route leads.
+#[derive(Clone, Debug)]
+pub struct PassthroughConfig {
+    /// Addresses to share connections over; never empty.
+    pub to: Vec<UpstreamAddr>,
+    /// Deadline of one attempt to connect.
+    pub connect_timeout: Duration,
+    /// How long a connection may go without a byte in either direction.
+    pub idle_timeout: Duration,
+    /// The same once one direction has ended.
+    pub half_closed_timeout: Duration,
+}
+
+/// How a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectWith {
+    /// A TLS alert (`unrecognized_name`, 112) and close; clients that do not speak TLS are just closed.
+    Alert,
+    /// Close (FIN).
+    Close,
+    /// Reset (RST).
+    Reset,
+    /// Say nothing: the socket goes away without a packet that travels further than one hop.
+    Drop,
+}
+
+/// What happens to connections that no route takes; separate, so that neither is an accident of the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Policies {
+    /// The hello names a server that no route knows.
+    pub unknown_sni: RejectWith,
+    /// The hello names no server and no route has `sni = "none"`.
+    pub no_sni: RejectWith,
+    /// Not TLS, and no route for that protocol.
+    pub unknown_protocol: RejectWith,
+}
+
+/// Limits by source address and in all; they act at accept, before a byte is read.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Only these networks may connect; empty means all. The longest prefix of `allow` and `deny` decides.
+    pub allow: Vec<IpNet>,
+    /// These networks may not connect.
+    pub deny: Vec<IpNet>,
+    /// New connections an address (IPv4 /32, IPv6 /64); `None` means no limit.
+    pub rate: Option<RateLimit>,
+    /// Concurrent connections an address; `None` means no limit.
+    pub per_ip: Option<u32>,
+    /// Concurrent connections an address that have not sent their hello yet; `None` means no limit.
+    pub before_hello: Option<u32>,
+    /// Concurrent connections in all; `None` means derived from the limit of open files.
+    pub total: Option<usize>,
+}
+
+/// A GCRA limit: `rate` on average, `burst` at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// The average.
+    pub rate: Rate,
+    /// How many may come at once; at least 1.
+    pub burst: u32,
+}
+
+/// Deadlines and idle limits of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From accept to the complete hello; absolute, no byte renews it.
+    pub hello: Duration,
+    /// One attempt to connect to a backend.
+    pub connect: Duration,
+    /// A relayed connection without a byte in either direction.
+    pub idle: Duration,
+    /// The same once one direction has ended.
+    pub half_closed: Duration,
+    /// From the signal to stop until open connections are closed.
+    pub drain: Duration,
+}
+
+/// How names of backends are resolved.
+#[derive(Clone, Debug)]
+pub struct DnsConfig {
+    /// Nameservers to ask; empty means those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// Deadline of one query.
+    pub timeout: Duration,
+    /// Answers are kept at least this long, whatever their TTL.
+    pub min_ttl: Duration,
+    /// Answers are kept at most this long, whatever their TTL.
+    pub max_ttl: Duration,
+}
+
+/// The admin address.
+#[derive(Clone, Debug)]
+pub struct AdminConfig {
+    /// Where to listen.
+    pub bind: AdminAddr,
+    /// Networks that may ask; for TCP addresses outside loopback never empty.
+    pub allow: Vec<IpNet>,
+}
+
+/// Where the admin server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddr {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// Where access-log lines go, and in which form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogConfig {
+    /// The destination.
+    pub to: LogTarget,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// Destination of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// `key=value` pairs.
+    Logfmt,
+}
+
+/// A `[[test]]`: a made-up connection and what must become of it.
+#[derive(Clone, Debug)]
+pub struct TestCase {
+    /// The `name` key, or one made from the input.
+    pub name: Arc<str>,
+    /// What the client sends.
+    pub input: TestInput,
+    /// The client's address; `None` means 192.0.2.1 (TEST-NET-1, RFC 5737).
+    pub from: Option<std::net::IpAddr>,
+    /// The listener; `None` means the first one.
+    pub listener: Option<Arc<str>>,
+    /// What must come out.
+    pub expect: Expectation,
+    /// Where it is written.
+    pub origin: Origin,
+}
+
+/// What the client of a [`TestCase`] sends.
+#[derive(Clone, Debug)]
+pub enum TestInput {
+    /// A TLS ClientHello.
+    Hello {
+        /// Its server name.
+        sni: Option<ServerName>,
+        /// Its ALPN offers in order.
+        alpn: Vec<Box<[u8]>>,
+    },
+    /// First bytes of another protocol, or none.
+    Protocol(Protocol),
+}
+
+/// What must become of a [`TestCase`]; every part that is given must hold.
+#[derive(Clone, Debug, Default)]
+pub struct Expectation {
+    /// `"passthrough"` or `"reject"`.
+    pub action: Option<ExpectedAction>,
+    /// The name of the route.
+    pub route: Option<Arc<str>>,
+    /// Addresses that must be among the route's backends.
+    pub to: Vec<UpstreamAddr>,
+    /// How it is refused.
+    pub reject: Option<RejectWith>,
+}
+
+/// The action that a [`TestCase`] expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpectedAction {
+    /// Passed through to a backend.
+    Passthrough,
+    /// Refused, by a route or by a policy.
+    Reject,
+}
+
+/// One resolved setting, for `check --effective`.
+#[derive(Clone, Debug)]
+pub struct Effective {
+    /// The key as one would write it, `timeouts.idle` or `route[app].to`.
+    pub key: String,
+    /// The value in TOML.
+    pub value: String,
+    /// Where it was written; `None` means it is a default.
+    pub origin: Option<Origin>,
+}
+
+/// A place in a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The file as it was named.
+    pub file: Arc<Path>,
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+impl fmt::Display for RejectWith {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Alert => "alert",
+            Self::Close => "close",
+            Self::Reset => "reset",
+            Self::Drop => "drop",
+        })
+    }
+}
+
+impl Config {
+    /// Reads, parses and resolves the file at `path` and the files it includes.
+    ///
+    /// # Errors
+    /// Every error found in any of the files, each with its place and a hint.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        resolve::resolve(source::read(path)?)
+    }
+
+    /// Parses and resolves `text`; `name` stands for the file in messages. `include` is relative to the
+    /// folder of `name`.
+    ///
+    /// # Errors
+    /// Every error found, each with its place and a hint.
+    pub fn parse(name: &Path, text: &str) -> Result<Self, ConfigErrors> {
+        resolve::resolve(source::from_text(name, text)?)
+    }
+}

@@ -1,0 +1,5 @@
+//! Portcullis: a layer-4 TCP and TLS passthrough proxy that routes by SNI without decrypting.
+
+pub mod config;
+pub mod net;
+pub mod peek;

@@ -1,0 +1,227 @@
+//! Addresses as types: what is listened on, what is connected to, and what a client counts as.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// A TCP address to listen on, written `":443"`, `"10.0.0.1:443"` or `"[::1]:443"`.
+///
+/// `":443"` means all addresses of both families (`[::]` with dual stack, RFC 3493 §5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenAddr {
+    socket: SocketAddr,
+    dual_stack: bool,
+}
+
+/// An address of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum UpstreamAddr {
+    /// A literal IP address and port.
+    Ip(SocketAddr),
+    /// A name to resolve, and a port.
+    Name {
+        /// The DNS name, lower-case.
+        host: Box<str>,
+        /// The TCP port, never 0.
+        port: u16,
+    },
+    /// A Unix stream socket.
+    Unix(PathBuf),
+}
+
+/// Why an address was not understood; the message says what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddrError {
+    /// No `:port` at the end.
+    #[error("`{0}` has no port; write `{0}:443`")]
+    NoPort(String),
+    /// Something after the colon that is not a port.
+    #[error("`{0}` is not a port; a port is a number from 1 to 65535")]
+    BadPort(String),
+    /// A host that is neither an IP address nor a DNS name.
+    #[error("`{0}` is neither an IP address nor a host name")]
+    BadHost(String),
+    /// An IPv6 address without its brackets.
+    #[error("`{0}` is an IPv6 address; write it in brackets: `[{0}]:443`")]
+    Brackets(String),
+    /// A listen address with a name.
+    #[error("`{0}` is a name; listen on an IP address, or on `:443` for all of them")]
+    NameToListen(String),
+    /// A scheme that says something this build cannot do to a backend.
+    #[error("`{0}://` is not a scheme for a passthrough route; write `host:port`, `tcp://host:port` or `unix:/path`")]
+    Scheme(String),
+    /// `unix:` without an absolute path.
+    #[error("`unix:` needs an absolute path, as in `unix:/run/app.sock`")]
+    RelativePath,
+}
+
+/// What a client address counts as in limits: the IPv4 address, or the IPv6 /64.
+///
+/// One household or machine gets a whole /64, so single addresses say nothing there; IPv4-mapped
+/// addresses (RFC 4291 §2.5.5.2) count as the IPv4 address that they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientKey(u64);
+
+impl ListenAddr {
+    /// The socket address to bind.
+    pub fn socket(&self) -> SocketAddr {
+        self.socket
+    }
+
+    /// Whether the IPv6 socket takes IPv4 as well.
+    pub fn dual_stack(&self) -> bool {
+        self.dual_stack
+    }
+
+    /// The same with another port, for when port 0 was asked for and the kernel chose one.
+    pub fn with_port(mut self, port: u16) -> Self {
+        self.socket.set_port(port);
+        self
+    }
+}
+
+impl FromStr for ListenAddr {
+    type Err = AddrError;
+
+    fn from_str(text: &str) -> Result<Self, AddrError> {
+        if let Some(port) = text.strip_prefix(':') {
+            let port = port.parse().map_err(|_| AddrError::BadPort(port.to_owned()))?;
+            return Ok(Self { socket: SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), dual_stack: true });
+        }
+        if let Ok(socket) = text.parse() {
+            return Ok(Self { socket, dual_stack: false });
+        }
+        let (host, port) = split_port(text)?;
+        port.parse::<u16>().map_err(|_| AddrError::BadPort(port.to_owned()))?;
+        Err(AddrError::NameToListen(host.to_owned()))
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.dual_stack { write!(f, ":{}", self.socket.port()) } else { self.socket.fmt(f) }
+    }
+}
+
+impl FromStr for UpstreamAddr {
+    type Err = AddrError;
+
+    fn from_str(text: &str) -> Result<Self, AddrError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+            return if path.is_absolute() { Ok(Self::Unix(path.to_owned())) } else { Err(AddrError::RelativePath) };
+        }
+        let text = match text.split_once("://") {
+            Some(("tcp", rest)) => rest,
+            Some((scheme, _)) => return Err(AddrError::Scheme(scheme.to_owned())),
+            None => text,
+        };
+        if let Ok(socket) = text.parse::<SocketAddr>() {
+            return if socket.port() == 0 { Err(AddrError::BadPort("0".to_owned())) } else { Ok(Self::Ip(socket)) };
+        }
+        let (host, port) = split_port(text)?;
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(|| AddrError::BadPort(port.to_owned()))?;
+        if !is_host_name(host) {
+            return Err(AddrError::BadHost(host.to_owned()));
+        }
+        Ok(Self::Name { host: host.to_ascii_lowercase().into(), port })
+    }
+}
+
+impl fmt::Display for UpstreamAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(socket) => socket.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl ClientKey {
+    /// The key of `ip`.
+    pub fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            // 2000::/3 and the rest of IPv6 never have all-ones in the upper half of a /64: ff.. with
+            // these bits would be a multicast address, which cannot be a source.
+            IpAddr::V4(v4) => Self(0xffff_ffff_0000_0000 | u64::from(v4.to_bits())),
+            IpAddr::V6(v6) => Self((v6.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+impl fmt::Display for ClientKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match u32::try_from(self.0 & 0xffff_ffff) {
+            Ok(v4) if self.0 >> 32 == 0xffff_ffff => write!(f, "{}/32", Ipv4Addr::from_bits(v4)),
+            _ => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(self.0) << 64)),
+        }
+    }
+}
+
+fn split_port(text: &str) -> Result<(&str, &str), AddrError> {
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(AddrError::Brackets(text.to_owned()));
+    }
+    text.rsplit_once(':').ok_or_else(|| AddrError::NoPort(text.to_owned()))
+}
+
+/// RFC 1123 §2.1 host names, and `_` because service names in private zones use it.
+fn is_host_name(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    // A name whose last label is a number is a mistyped IPv4 address (URL Standard, "ends in a number").
+    let numeric = host.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    host.len() <= 253 && !numeric && host.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_addresses() {
+        let any: ListenAddr = ":443".parse().unwrap();
+        assert!(any.dual_stack());
+        assert_eq!(any.socket(), "[::]:443".parse().unwrap());
+        assert_eq!(any.to_string(), ":443");
+        let v6: ListenAddr = "[::]:443".parse().unwrap();
+        assert!(!v6.dual_stack());
+        assert_eq!("127.0.0.1:0".parse::<ListenAddr>().unwrap().with_port(9).to_string(), "127.0.0.1:9");
+        assert_eq!("localhost:443".parse::<ListenAddr>(), Err(AddrError::NameToListen("localhost".into())));
+        assert_eq!(":70000".parse::<ListenAddr>(), Err(AddrError::BadPort("70000".into())));
+        assert_eq!("443".parse::<ListenAddr>(), Err(AddrError::NoPort("443".into())));
+    }
+
+    #[test]
+    fn upstream_addresses() {
+        let parse = |text: &str| text.parse::<UpstreamAddr>();
+        assert_eq!(parse("10.0.0.1:443"), Ok(UpstreamAddr::Ip("10.0.0.1:443".parse().unwrap())));
+        assert_eq!(parse("tcp://[::1]:1"), Ok(UpstreamAddr::Ip("[::1]:1".parse().unwrap())));
+        assert_eq!(parse("App.internal:80"), Ok(UpstreamAddr::Name { host: "app.internal".into(), port: 80 }));
+        assert_eq!(parse("unix:/run/a.sock"), Ok(UpstreamAddr::Unix("/run/a.sock".into())));
+        assert_eq!(parse("unix:a.sock"), Err(AddrError::RelativePath));
+        assert_eq!(parse("app"), Err(AddrError::NoPort("app".into())));
+        assert_eq!(parse("app:0"), Err(AddrError::BadPort("0".into())));
+        assert_eq!(parse("10.0.0.1:0"), Err(AddrError::BadPort("0".into())));
+        assert_eq!(parse("10.0.0.300:443"), Err(AddrError::BadHost("10.0.0.300".into())));
+        assert_eq!(parse("a b:1"), Err(AddrError::BadHost("a b".into())));
+        assert_eq!(parse("::1"), Err(AddrError::Brackets("::1".into())));
+        assert_eq!(parse("https://app:443"), Err(AddrError::Scheme("https".into())));
+    }
+
+    #[test]
+    fn client_keys_join_a_slash_64_and_unmap_ipv4() {
+        let key = |ip: &str| ClientKey::of(ip.parse().unwrap());
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_eq!(key("::ffff:192.0.2.7"), key("192.0.2.7"));
+        assert_ne!(key("192.0.2.7"), key("192.0.2.8"));
+        assert_eq!(key("192.0.2.7").to_string(), "192.0.2.7/32");
+        assert_eq!(key("2001:db8:0:1::9").to_string(), "2001:db8:0:1::/64");
+    }
+}
