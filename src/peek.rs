@@ -1,10 +1,24 @@
 //! What the first bytes of a connection are: sans-io detection of the protocol and, for TLS, the ClientHello.
 
+mod client_hello;
+mod cursor;
+mod detect;
 mod server_name;
 
 use std::fmt;
 
+pub use client_hello::{Alpn, Assembled, ClientHello, HelloError, HelloReader};
+pub use detect::Detector;
 pub use server_name::{NameError, ServerName};
+
+/// What a connection is, from its first bytes: all that routes may look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Preface {
+    /// TLS, with its hello.
+    Tls(Box<ClientHello>),
+    /// Anything else, silence included.
+    Other(Protocol),
+}
 
 /// What a connection turned out to be from its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
