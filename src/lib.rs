@@ -1,5 +1,7 @@
 //! Portcullis: a layer-4 TCP and TLS passthrough proxy that routes by SNI without decrypting.
 
 pub mod config;
+pub mod guard;
 pub mod net;
 pub mod peek;
+pub mod route;

@@ -1,0 +1,123 @@
+//! The `[[test]]` assertions of a configuration: a made-up connection through the real lookup.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::{Decision, Query, RouteTable};
+use crate::config::{ActionConfig, ExpectedAction, Expectation, Origin, RejectWith, TestCase, TestInput};
+use crate::peek::{Alpn, ClientHello, Preface};
+
+/// The client of a test that names none: TEST-NET-1 (RFC 5737).
+const TEST_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
+/// An assertion that does not hold.
+#[derive(Clone, Debug)]
+pub struct Mismatch {
+    /// The test's name.
+    pub name: String,
+    /// Where the test is written.
+    pub origin: Origin,
+    /// What was expected.
+    pub expected: String,
+    /// What came out instead, with the place of the route.
+    pub actual: String,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, origin, expected, actual } = self;
+        write!(f, "test `{name}` ({origin}) failed: expected {expected}, but got {actual}")
+    }
+}
+
+impl TestCase {
+    /// The connection that the test stands for.
+    pub fn preface(&self) -> Preface {
+        match &self.input {
+            TestInput::Hello { sni, alpn } => Preface::Tls(Box::new(ClientHello {
+                server_name: sni.clone(),
+                alpn: Alpn::from_names(alpn.iter().map(AsRef::as_ref)),
+                records: 1,
+                ..ClientHello::default()
+            })),
+            TestInput::Protocol(protocol) => Preface::Other(*protocol),
+        }
+    }
+}
+
+/// Runs `case` through `table`; `first_listener` is where it comes in unless it says otherwise.
+///
+/// # Errors
+/// What came out, when it is not what the test expects.
+pub fn check_assertion(case: &TestCase, table: &RouteTable, first_listener: &str) -> Result<(), Mismatch> {
+    let preface = case.preface();
+    let query = Query {
+        preface: &preface,
+        client: case.from.unwrap_or(TEST_CLIENT),
+        listener: case.listener.as_deref().unwrap_or(first_listener),
+    };
+    let decision = table.find(&query);
+    if holds(&case.expect, &decision) {
+        return Ok(());
+    }
+    Err(Mismatch {
+        name: case.name.to_string(),
+        origin: case.origin.clone(),
+        expected: case.expect.to_string(),
+        actual: decision.to_string(),
+    })
+}
+
+fn holds(expect: &Expectation, decision: &Decision<'_>) -> bool {
+    let (route, passthrough, reject) = match decision {
+        Decision::Route(route) => match route.action() {
+            ActionConfig::Passthrough(passthrough) => (Some(*route), Some(passthrough), None),
+            ActionConfig::Reject(with) => (Some(*route), None, Some(*with)),
+        },
+        Decision::NoRoute(_, with) => (None, None, Some(*with)),
+    };
+    let action = match expect.action {
+        Some(ExpectedAction::Passthrough) => passthrough.is_some(),
+        Some(ExpectedAction::Reject) => reject.is_some(),
+        None => true,
+    };
+    action
+        && expect.route.as_ref().is_none_or(|name| route.is_some_and(|route| route.config.name == *name))
+        && expect.reject.is_none_or(|with: RejectWith| reject == Some(with))
+        && expect.to.iter().all(|addr| passthrough.is_some_and(|passthrough| passthrough.to.contains(addr)))
+}
+
+impl fmt::Display for Decision<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Route(route) => {
+                match route.action() {
+                    ActionConfig::Passthrough(passthrough) => {
+                        f.write_str("passthrough to ")?;
+                        for (index, addr) in passthrough.to.iter().enumerate() {
+                            write!(f, "{}{addr}", if index == 0 { "" } else { ", " })?;
+                        }
+                    }
+                    ActionConfig::Reject(with) => write!(f, "reject ({with})")?,
+                }
+                write!(f, " by route `{}` ({})", route.config.name, route.config.origin)
+            }
+            Self::NoRoute(why, with) => write!(f, "reject ({with}) because no route matches: policy {}", why.as_str()),
+        }
+    }
+}
+
+impl fmt::Display for Expectation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        match self.action {
+            Some(ExpectedAction::Passthrough) => parts.push("passthrough".to_owned()),
+            Some(ExpectedAction::Reject) => parts.push("reject".to_owned()),
+            None => {}
+        }
+        parts.extend(self.route.iter().map(|name| format!("route `{name}`")));
+        parts.extend(self.to.iter().map(|addr| format!("to {addr}")));
+        parts.extend(self.reject.iter().map(|with| format!("reject ({with})")));
+        f.write_str(&parts.join(", "))
+    }
+}
