@@ -1,5 +1,13 @@
 //! Sockets and addresses: what the kernel gives, and nothing about routes or configuration.
 
 mod addr;
+mod listener;
+mod relay;
+mod sockopt;
+mod stream;
 
 pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
+pub use listener::{AcceptedSocket, Listener, bind};
+pub use relay::{Direction, Fault, IdleLimits, Meter, RelayEnd, Scratch, Side, relay};
+pub use sockopt::{hide_close, reset_on_close};
+pub use stream::{Upstream, connect_tcp, connect_unix};

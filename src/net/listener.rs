@@ -1,0 +1,72 @@
+//! Listening sockets: one a worker for each address, sharing the port by SO_REUSEPORT.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{SocketFlags, acceptfrom_with};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::addr::ListenAddr;
+use super::sockopt;
+
+/// Binds one of the sockets that share `addr`. With port 0 the kernel chooses one for the first socket; the
+/// others are bound to the address that the first one has.
+///
+/// # Errors
+/// What the kernel says, `AddrInUse` when a socket of another program has the port.
+pub fn bind(addr: ListenAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr.socket()), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.socket().is_ipv6() {
+        socket.set_only_v6(!addr.dual_stack())?;
+    }
+    // Past connections in TIME_WAIT do not keep a restart from binding.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    sockopt::relayed(SockRef::from(&socket))?;
+    socket.bind(&addr.socket().into())?;
+    socket.listen(sockopt::BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A listening socket on a worker's runtime.
+#[derive(Debug)]
+pub struct Listener(AsyncFd<TcpListener>);
+
+/// A connection as it was accepted: not yet known to the runtime, so that refusing it costs only its close.
+#[derive(Debug)]
+pub struct AcceptedSocket {
+    /// The connection, non-blocking.
+    pub socket: std::net::TcpStream,
+    /// The client.
+    pub peer: SocketAddr,
+}
+
+impl Listener {
+    /// Registers a bound socket with the runtime of this thread.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch it.
+    ///
+    /// # Panics
+    /// Outside a runtime.
+    pub fn new(socket: TcpListener) -> io::Result<Self> {
+        AsyncFd::with_interest(socket, Interest::READABLE).map(Self)
+    }
+
+    /// The next connection. Cancel safe.
+    ///
+    /// # Errors
+    /// What `accept4` says. None of it says that the listener is broken: the next call may succeed.
+    pub async fn accept(&self) -> io::Result<AcceptedSocket> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, peer) =
+            self.0.async_io(Interest::READABLE, |listener| Ok(acceptfrom_with(listener, flags)?)).await?;
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let peer = peer.ok_or_else(|| io::Error::other("a connection without an IP address"))?;
+        Ok(AcceptedSocket { socket: OwnedFd::into(socket), peer })
+    }
+}

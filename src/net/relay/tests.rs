@@ -1,0 +1,185 @@
+use std::cell::Cell;
+
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+use super::*;
+
+#[derive(Default)]
+struct Counts {
+    up: Cell<(usize, usize)>,
+    down: Cell<(usize, usize)>,
+}
+
+impl Counts {
+    fn cell(&self, direction: Direction) -> &Cell<(usize, usize)> {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        }
+    }
+}
+
+impl Meter for Counts {
+    fn read(&self, direction: Direction, n: usize) {
+        let (read, written) = self.cell(direction).get();
+        self.cell(direction).set((read + n, written));
+    }
+
+    fn written(&self, direction: Direction, n: usize) {
+        let (read, written) = self.cell(direction).get();
+        self.cell(direction).set((read, written + n));
+    }
+}
+
+const LIMITS: IdleLimits = IdleLimits { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed ^ (i >> 8) as u8).collect()
+}
+
+/// Writes `data` in pieces, ends the stream, and gives what comes back until its end.
+async fn peer(stream: DuplexStream, data: &[u8], piece: usize) -> Vec<u8> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let write = async {
+        for piece in data.chunks(piece) {
+            writer.write_all(piece).await.unwrap();
+        }
+        writer.shutdown().await.unwrap();
+    };
+    let mut received = Vec::new();
+    let (_, read) = tokio::join!(write, reader.read_to_end(&mut received));
+    read.unwrap();
+    received
+}
+
+proptest! {
+    /// Whatever fits at once into a socket and however the peers write, every byte arrives once, in order,
+    /// and so do both ends of stream.
+    #[test]
+    fn bytes_pass_whole_and_in_order(
+        prefix in 0..40usize, up in 0..5000usize, down in 0..5000usize,
+        room_client in 1..200usize, room_upstream in 1..200usize, piece in 1..700usize,
+    ) {
+        let (client, mut down_end) = duplex(room_client);
+        let (backend, mut up_end) = duplex(room_upstream);
+        let (sent_up, sent_down) = (pattern(up, 1), pattern(down, 2));
+        let first = pattern(prefix, 3);
+        let counts = Counts::default();
+        let scratch = Scratch::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (end, at_client, at_backend) = runtime.block_on(async {
+            let relay = async {
+                let end = relay(&mut down_end, &mut up_end, first.clone().into(), &scratch, LIMITS, &counts).await;
+                drop((down_end, up_end));
+                end
+            };
+            tokio::join!(relay, peer(client, &sent_up, piece), peer(backend, &sent_down, piece))
+        });
+        prop_assert!(matches!(end, RelayEnd::Done));
+        prop_assert_eq!(at_client, sent_down);
+        prop_assert_eq!(at_backend, [first, sent_up].concat());
+        prop_assert_eq!(counts.up.get(), (up, prefix + up));
+        prop_assert_eq!(counts.down.get(), (down, down));
+    }
+}
+
+/// Runs a relay in the background of `test`, on a clock that jumps to the next timer when all wait.
+async fn with_relay<R>(test: impl AsyncFnOnce(DuplexStream, DuplexStream) -> R) -> (RelayEnd, R) {
+    let (client, mut down_end) = duplex(64);
+    let (backend, mut up_end) = duplex(64);
+    let (counts, scratch) = (Counts::default(), Scratch::default());
+    let relay = relay(&mut down_end, &mut up_end, Box::default(), &scratch, LIMITS, &counts);
+    tokio::join!(relay, test(client, backend))
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_on_both_sides_ends_it() {
+    let start = Instant::now();
+    let (end, _peers) = with_relay(async |client, backend| (client, backend)).await;
+    assert!(matches!(end, RelayEnd::Idle { half_closed: false }));
+    assert_eq!(start.elapsed().as_secs(), 300);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_byte_renews_the_idle_limit() {
+    let start = Instant::now();
+    let (end, _peers) = with_relay(async |mut client: DuplexStream, mut backend: DuplexStream| {
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_secs(200)).await;
+            backend.write_all(b"x").await.unwrap();
+            client.read_exact(&mut [0]).await.unwrap();
+        }
+        (client, backend)
+    })
+    .await;
+    assert!(matches!(end, RelayEnd::Idle { half_closed: false }));
+    assert_eq!(start.elapsed().as_secs(), 10 * 200 + 300);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_relay_has_its_own_idle_limit() {
+    let start = Instant::now();
+    let (end, _peers) = with_relay(async |mut client: DuplexStream, mut backend: DuplexStream| {
+        client.shutdown().await.unwrap();
+        assert_eq!(backend.read(&mut [0]).await.unwrap(), 0, "the end of stream is passed on");
+        backend.write_all(b"answer").await.unwrap();
+        let mut answer = [0; 6];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"answer");
+        (client, backend)
+    })
+    .await;
+    assert!(matches!(end, RelayEnd::Idle { half_closed: true }));
+    assert_eq!(start.elapsed().as_secs(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_stalls_holds_no_more_than_one_scratch_buffer() {
+    let (client, mut down_end) = duplex(16);
+    let (backend, mut up_end) = duplex(1 << 20);
+    let (counts, scratch) = (Counts::default(), Scratch::default());
+    let mut backend = backend;
+    backend.write_all(&pattern(1 << 20, 9)).await.unwrap();
+    let end = relay(&mut down_end, &mut up_end, Box::default(), &scratch, LIMITS, &counts).await;
+    assert!(matches!(end, RelayEnd::Idle { half_closed: false }));
+    let (read, written) = counts.down.get();
+    assert_eq!((read, written), (SCRATCH, 16));
+    drop(client);
+}
+
+/// A peer that is gone: reads end or fail, writes fail.
+struct Gone;
+
+impl AsyncRead for Gone {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Gone {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// When a write was told of a reset, the kernel reports a plain end to the read after it. The client must
+/// not take that for the end of a whole answer.
+#[tokio::test]
+async fn a_reset_found_by_writing_is_not_passed_on_as_an_end_of_stream() {
+    let (mut client, mut down_end) = duplex(64);
+    client.write_all(b"request").await.unwrap();
+    let (counts, scratch) = (Counts::default(), Scratch::default());
+    let end = relay(&mut down_end, &mut Gone, Box::default(), &scratch, LIMITS, &counts).await;
+    assert!(matches!(end, RelayEnd::Fault(Fault { side: Side::Upstream, .. })), "{end:?}");
+    let read = tokio::time::timeout(Duration::ZERO, client.read(&mut [0])).await;
+    assert!(read.is_err(), "the client saw an end of stream: {read:?}");
+}

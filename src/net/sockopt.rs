@@ -1,0 +1,45 @@
+//! Socket options, each with the reason for its value.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::net::sockopt;
+use socket2::{SockRef, TcpKeepalive};
+
+/// Connections that wait to be accepted, a listener: a burst of a second at 4,000 a second. The kernel caps
+/// it at `net.core.somaxconn`, 4,096 by default.
+pub(super) const BACKLOG: i32 = 4096;
+/// The first keep-alive probe, then one every so often: peers behind NAT are forgotten after some minutes
+/// (RFC 5382 §5 asks for two hours and four minutes, home routers keep less).
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// Sent bytes or probes without an answer for so long end a connection (RFC 5482).
+const USER_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Options of a relayed connection. Set on a listener, accepted sockets inherit them, so that a connection
+/// costs no system call for them.
+pub(super) fn relayed(socket: SockRef<'_>) -> io::Result<()> {
+    // Small messages of both sides pass at once; the endpoints decide about batching.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL))?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// From now on closing the socket sends RST instead of FIN, and unsent bytes are thrown away.
+pub fn reset_on_close(socket: impl AsFd) {
+    // Fails only on sockets without connections, which have nothing to reset.
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// From now on nothing that the socket sends travels further than one hop, and closing it sends no FIN: to
+/// a client beyond the first router the connection just falls silent.
+pub fn hide_close(socket: impl AsFd, peer: SocketAddr) {
+    // An IPv4 client on a dual-stack socket is routed by the IPv4 option.
+    let _ = match peer.ip().to_canonical() {
+        std::net::IpAddr::V4(_) => sockopt::set_ip_ttl(&socket, 1),
+        std::net::IpAddr::V6(_) => sockopt::set_ipv6_unicast_hops(&socket, Some(1)),
+    };
+    reset_on_close(socket);
+}
