@@ -5,3 +5,5 @@ pub mod guard;
 pub mod net;
 pub mod peek;
 pub mod route;
+pub mod telemetry;
+pub mod upstream;

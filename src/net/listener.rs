@@ -54,7 +54,7 @@ impl Listener {
     /// # Panics
     /// Outside a runtime.
     pub fn new(socket: TcpListener) -> io::Result<Self> {
-        AsyncFd::with_interest(socket, Interest::READABLE).map(Self)
+        Ok(Self(AsyncFd::register_with_interest(socket, Interest::READABLE)?))
     }
 
     /// The next connection. Cancel safe.

@@ -69,8 +69,8 @@ pub enum RelayEnd {
     Fault(Fault),
     /// No byte passed for the idle limit.
     Idle {
-        /// Whether one direction had ended before.
-        half_closed: bool,
+        /// The direction that had ended before, if one had.
+        half_closed: Option<Direction>,
     },
 }
 
@@ -137,8 +137,8 @@ where
         if let Some(end) = finished(&mut up, &mut down) {
             return Poll::Ready(end);
         }
-        let half_closed = up.has_ended() || down.has_ended();
-        let limit = if half_closed { limits.half_closed } else { limits.open };
+        let half_closed = [&up, &down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction);
+        let limit = if half_closed.is_some() { limits.half_closed } else { limits.open };
         if upward || downward {
             active = Instant::now();
         }

@@ -1,0 +1,219 @@
+//! Backends: the addresses of a route, shared in turn, and the connections to them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use metrics::{Counter, Histogram};
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::PassthroughConfig;
+use crate::net::{Upstream as Stream, UpstreamAddr, connect_tcp, connect_unix};
+use crate::telemetry::{Family, Registry};
+
+mod resolve;
+
+pub use resolve::{ResolveError, ResolvedName, Resolver};
+
+const CONNECTS: Family = Family {
+    name: "portcullis_upstream_connects_total",
+    help: "Connections made to backends.",
+    labels: &["route", "backend"],
+};
+const FAILURES: Family = Family {
+    name: "portcullis_upstream_connect_failures_total",
+    help: "Attempts to connect to a backend that failed.",
+    labels: &["route", "backend", "reason"],
+};
+const CONNECT_TIME: Family = Family {
+    name: "portcullis_upstream_connect_duration_seconds",
+    help: "Time from the choice of a backend to a connection, failed attempts included.",
+    labels: &["route"],
+};
+
+/// Attempts together may take this many times the deadline of one: enough for two endpoints that say
+/// nothing; endpoints that refuse at once cost no time.
+const BUDGET_FACTOR: u32 = 2;
+
+/// The endpoints of a route.
+#[derive(Debug)]
+pub struct Upstream {
+    endpoints: Vec<Endpoint>,
+    next: AtomicUsize,
+    connect_timeout: Duration,
+    connect_time: Histogram,
+}
+
+/// One address of an upstream.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The address as it was configured: its name in logs and metrics.
+    pub name: Arc<str>,
+    target: Target,
+    connects: Counter,
+    failures: [Counter; ConnectError::REASONS.len()],
+}
+
+#[derive(Debug)]
+enum Target {
+    Ip(SocketAddr),
+    Name(Arc<ResolvedName>, u16),
+    Unix(Box<Path>),
+}
+
+/// A connection to a backend.
+#[derive(Debug)]
+pub struct UpstreamConn {
+    /// The stream.
+    pub stream: Stream,
+    /// The name of the endpoint.
+    pub endpoint: Arc<str>,
+}
+
+/// Why no endpoint could be connected to: the last attempt's failure.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No endpoint has an address: names that never resolved.
+    #[error("no backend has an address")]
+    NoEndpoint,
+    /// Nobody answered in time.
+    #[error("the backend did not answer in time")]
+    Timeout,
+    /// The backend or a host on the way said no.
+    #[error("the backend refused")]
+    Refused(#[source] io::Error),
+    /// This machine could not: no descriptors, ports or memory left.
+    #[error("no resources to connect")]
+    Resource(#[source] io::Error),
+}
+
+impl Upstream {
+    /// The upstream of `route`. Names are taken from `resolver`, which keeps them fresh.
+    pub fn new(route: &str, config: &PassthroughConfig, resolver: &mut Resolver, registry: &Registry) -> Self {
+        let endpoint = |addr: &UpstreamAddr| {
+            let name = addr.to_string();
+            Endpoint {
+                target: match addr {
+                    UpstreamAddr::Ip(socket) => Target::Ip(*socket),
+                    UpstreamAddr::Name { host, port } => Target::Name(resolver.name(host), *port),
+                    UpstreamAddr::Unix(path) => Target::Unix(path.as_path().into()),
+                },
+                connects: registry.counter(&CONNECTS, &[route, &name]),
+                failures: ConnectError::REASONS.map(|why| registry.counter(&FAILURES, &[route, &name, why])),
+                name: name.into(),
+            }
+        };
+        Self {
+            endpoints: config.to.iter().map(endpoint).collect(),
+            next: AtomicUsize::new(0),
+            connect_timeout: config.connect_timeout,
+            connect_time: registry.histogram(&CONNECT_TIME, &[route]),
+        }
+    }
+
+    /// Connects to the next endpoint in turn; when that fails, to the one after it, until each was tried
+    /// once or the time for all attempts is over. Cancel safe.
+    ///
+    /// # Errors
+    /// The failure of the last attempt.
+    pub async fn connect(&self) -> Result<UpstreamConn, ConnectError> {
+        let start = Instant::now();
+        let budget = start + self.connect_timeout * BUDGET_FACTOR;
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.endpoints.len();
+        let mut last = ConnectError::NoEndpoint;
+        for endpoint in self.endpoints.iter().cycle().skip(turn % count.max(1)).take(count) {
+            match endpoint.connect(turn / count, self.connect_timeout, budget).await {
+                Ok(stream) => {
+                    self.connect_time.record(start.elapsed());
+                    return Ok(UpstreamConn { stream, endpoint: Arc::clone(&endpoint.name) });
+                }
+                Err(error) => last = error,
+            }
+            if Instant::now() >= budget {
+                break;
+            }
+        }
+        Err(last)
+    }
+}
+
+impl Endpoint {
+    /// Tries the addresses of the endpoint, beginning with the `turn`th.
+    async fn connect(&self, turn: usize, limit: Duration, budget: Instant) -> Result<Stream, ConnectError> {
+        let attempt_until = || budget.min(Instant::now() + limit);
+        match &self.target {
+            Target::Ip(addr) => self.attempt(connect_tcp(*addr), attempt_until()).await,
+            Target::Unix(path) => self.attempt(connect_unix(path), attempt_until()).await,
+            Target::Name(name, port) => {
+                let addresses = name.addresses();
+                let count = addresses.len();
+                let mut last = ConnectError::NoEndpoint;
+                for ip in addresses.iter().cycle().skip(turn % count.max(1)).take(count) {
+                    match self.attempt(connect_tcp(SocketAddr::new(*ip, *port)), attempt_until()).await {
+                        Ok(stream) => return Ok(stream),
+                        Err(error) => last = error,
+                    }
+                    if Instant::now() >= budget {
+                        break;
+                    }
+                }
+                if matches!(last, ConnectError::NoEndpoint) {
+                    self.count_failure(&last);
+                }
+                Err(last)
+            }
+        }
+    }
+
+    async fn attempt(
+        &self, connect: impl Future<Output = io::Result<Stream>>, until: Instant,
+    ) -> Result<Stream, ConnectError> {
+        let result = match timeout_at(until, connect).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(ConnectError::from_io(error)),
+            Err(_) => Err(ConnectError::Timeout),
+        };
+        match &result {
+            Ok(_) => self.connects.increment(1),
+            Err(error) => self.count_failure(error),
+        }
+        result
+    }
+
+    fn count_failure(&self, error: &ConnectError) {
+        let reason = ConnectError::REASONS.iter().position(|why| *why == error.reason());
+        if let Some(counter) = reason.and_then(|index| self.failures.get(index)) {
+            counter.increment(1);
+        }
+    }
+}
+
+impl ConnectError {
+    /// The words for the variants in logs and metrics.
+    pub const REASONS: [&str; 4] = ["no_endpoint", "timeout", "refused", "resource"];
+
+    /// The word for it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoEndpoint => "no_endpoint",
+            Self::Timeout => "timeout",
+            Self::Refused(_) => "refused",
+            Self::Resource(_) => "resource",
+        }
+    }
+
+    fn from_io(error: io::Error) -> Self {
+        use rustix::io::Errno;
+        match Errno::from_io_error(&error) {
+            Some(Errno::TIMEDOUT) => Self::Timeout,
+            Some(
+                Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL | Errno::AGAIN,
+            ) => Self::Resource(error),
+            _ => Self::Refused(error),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Names of backends: resolved in the background, so that no connection ever waits for DNS.
+//!
+//! Each name has one task that asks, keeps the answer for its TTL (within the configured bounds) and asks
+//! again. When DNS fails, the last answer stays in use and the task asks again, more and more seldom.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use metrics::Counter;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::config::DnsConfig;
+use crate::telemetry::{Family, Registry};
+
+/// Pauses after failed queries: the first, doubled each time up to the last.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Queries under way at once: a configuration of a thousand names does not flood its nameserver.
+const CONCURRENT: usize = 32;
+
+const LOOKUPS: Family =
+    Family { name: "portcullis_dns_lookups_total", help: "Names of backends looked up.", labels: &["result"] };
+
+/// The names of a configuration. Dropping it ends their tasks.
+#[derive(Debug)]
+pub struct Resolver {
+    config: DnsConfig,
+    names: HashMap<Box<str>, Arc<ResolvedName>>,
+    counters: Counters,
+    tasks: JoinSet<()>,
+}
+
+/// The current addresses of a name.
+#[derive(Debug)]
+pub struct ResolvedName {
+    host: Box<str>,
+    addresses: ArcSwap<Vec<IpAddr>>,
+    /// Gets its one permit with the first answer or failure.
+    asked: Semaphore,
+}
+
+/// Why names cannot be resolved at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// No nameserver is known, or the system's configuration cannot be read.
+    #[error("the DNS configuration of the system cannot be used; set `dns = {{ servers = [\"192.0.2.53\"] }}`")]
+    System(#[source] NetError),
+}
+
+#[derive(Clone, Debug)]
+struct Counters {
+    ok: Counter,
+    failed: Counter,
+}
+
+impl Resolver {
+    /// A resolver without names.
+    pub fn new(config: &DnsConfig, registry: &Registry) -> Self {
+        let counters = Counters {
+            ok: registry.counter(&LOOKUPS, &["ok"]),
+            failed: registry.counter(&LOOKUPS, &["failed"]),
+        };
+        Self { config: config.clone(), names: HashMap::new(), counters, tasks: JoinSet::new() }
+    }
+
+    /// The shared entry of `host`; it has no addresses before [`Resolver::start`].
+    pub fn name(&mut self, host: &str) -> Arc<ResolvedName> {
+        let entry = self.names.entry(host.into()).or_insert_with(|| {
+            Arc::new(ResolvedName {
+                host: host.into(),
+                addresses: ArcSwap::default(),
+                asked: Semaphore::new(0),
+            })
+        });
+        Arc::clone(entry)
+    }
+
+    /// Starts to resolve all names on `runtime`, and goes on until dropped.
+    ///
+    /// # Errors
+    /// When there are names and no nameservers are known.
+    pub fn start(&mut self, runtime: &Handle) -> Result<(), ResolveError> {
+        if self.names.is_empty() {
+            return Ok(());
+        }
+        let resolver = Arc::new(self.build().map_err(ResolveError::System)?);
+        let slots = Arc::new(Semaphore::new(CONCURRENT));
+        for name in self.names.values() {
+            let refresh = Refresh {
+                name: Arc::clone(name),
+                resolver: Arc::clone(&resolver),
+                slots: Arc::clone(&slots),
+                config: self.config.clone(),
+                counters: self.counters.clone(),
+            };
+            self.tasks.spawn_on(refresh.run(), runtime);
+        }
+        Ok(())
+    }
+
+    /// Waits until each name has been asked for once, with or without success.
+    pub async fn first_answers(&self) {
+        for name in self.names.values() {
+            // Never closed; and the permit stays for others who wait.
+            let _ = name.asked.acquire().await;
+        }
+    }
+
+    fn build(&self) -> Result<TokioResolver, NetError> {
+        let mut builder = if self.config.servers.is_empty() {
+            TokioResolver::builder_tokio()?
+        } else {
+            let servers = self.config.servers.iter().map(|server| {
+                let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+                let connections = connections.map(|mut connection| {
+                    connection.port = server.port();
+                    connection
+                });
+                NameServerConfig::new(server.ip(), true, connections.into())
+            });
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+        };
+        let options = builder.options_mut();
+        options.timeout = self.config.timeout;
+        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        // Answers are kept here, with their own bounds and past their time when need be.
+        options.cache_size = 0;
+        builder.build()
+    }
+}
+
+impl ResolvedName {
+    /// The addresses of the last answer; empty before the first.
+    pub fn addresses(&self) -> Arc<Vec<IpAddr>> {
+        self.addresses.load_full()
+    }
+
+    #[cfg(test)]
+    fn host(&self) -> &str {
+        &self.host
+    }
+}
+
+/// The task of one name.
+struct Refresh {
+    name: Arc<ResolvedName>,
+    resolver: Arc<TokioResolver>,
+    slots: Arc<Semaphore>,
+    config: DnsConfig,
+    counters: Counters,
+}
+
+impl Refresh {
+    async fn run(self) {
+        let mut retry = RETRY.0;
+        loop {
+            let pause = match self.ask().await {
+                Some(ttl) => {
+                    retry = RETRY.0;
+                    ttl
+                }
+                None => {
+                    let pause = retry;
+                    retry = (retry * 2).min(RETRY.1);
+                    pause
+                }
+            };
+            if self.name.asked.available_permits() == 0 {
+                self.name.asked.add_permits(1);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Asks once; gives the time until the next question when there is an answer.
+    async fn ask(&self) -> Option<Duration> {
+        let _slot = self.slots.acquire().await.ok()?;
+        // A trailing dot makes the name absolute: no search list is tried.
+        let absolute = format!("{}.", self.name.host.trim_end_matches('.'));
+        match self.resolver.lookup_ip(absolute).await {
+            Ok(answer) => {
+                let mut addresses: Vec<IpAddr> = answer.iter().collect();
+                // Servers rotate their answers; turns are taken here.
+                addresses.sort_unstable();
+                let ttl = answer.valid_until().saturating_duration_since(Instant::now());
+                self.counters.ok.increment(1);
+                self.store(addresses);
+                Some(ttl.clamp(self.config.min_ttl, self.config.max_ttl))
+            }
+            Err(error) => {
+                self.counters.failed.increment(1);
+                let stale = self.name.addresses.load().len();
+                warn!(host = %self.name.host, %error, stale_addresses = stale, "cannot resolve a backend");
+                None
+            }
+        }
+    }
+
+    fn store(&self, addresses: Vec<IpAddr>) {
+        if **self.name.addresses.load() == addresses {
+            debug!(host = %self.name.host, "addresses of a backend unchanged");
+        } else {
+            info!(host = %self.name.host, ?addresses, "addresses of a backend");
+            self.name.addresses.store(Arc::new(addresses));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_resolved_once_however_many_routes_use_it() {
+        let config = DnsConfig {
+            servers: vec![],
+            timeout: Duration::from_secs(1),
+            min_ttl: Duration::from_secs(1),
+            max_ttl: Duration::from_secs(300),
+        };
+        let mut resolver = Resolver::new(&config, &Registry::new().unwrap());
+        let (one, two) = (resolver.name("app.internal"), resolver.name("app.internal"));
+        assert!(Arc::ptr_eq(&one, &two));
+        assert_eq!(one.host(), "app.internal");
+        assert!(one.addresses().is_empty());
+    }
+}
