@@ -53,8 +53,9 @@ impl Listener {
     ///
     /// # Panics
     /// Outside a runtime.
+    #[allow(deprecated, reason = "its successor is unsafe for types that may change their descriptor; this one cannot")]
     pub fn new(socket: TcpListener) -> io::Result<Self> {
-        Ok(Self(AsyncFd::register_with_interest(socket, Interest::READABLE)?))
+        AsyncFd::with_interest(socket, Interest::READABLE).map(Self)
     }
 
     /// The next connection. Cancel safe.
