@@ -63,11 +63,23 @@ impl Listener {
     /// # Errors
     /// What `accept4` says. None of it says that the listener is broken: the next call may succeed.
     pub async fn accept(&self) -> io::Result<AcceptedSocket> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (socket, peer) =
-            self.0.async_io(Interest::READABLE, |listener| Ok(acceptfrom_with(listener, flags)?)).await?;
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-        let peer = peer.ok_or_else(|| io::Error::other("a connection without an IP address"))?;
-        Ok(AcceptedSocket { socket: OwnedFd::into(socket), peer })
+        self.0.async_io(Interest::READABLE, accept).await
     }
+
+    /// A connection that is queued already.
+    ///
+    /// # Errors
+    /// `WouldBlock` when none is, or what else `accept4` says.
+    pub fn accept_queued(&self) -> io::Result<AcceptedSocket> {
+        accept(self.0.get_ref())
+    }
+}
+
+fn accept(listener: &TcpListener) -> io::Result<AcceptedSocket> {
+    let (socket, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+    let peer = peer.ok_or_else(|| io::Error::other("a connection without an IP address"))?;
+    // An IPv4 client of a dual-stack socket has an IPv4 address, for every list, limit and log.
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    Ok(AcceptedSocket { socket: OwnedFd::into(socket), peer })
 }

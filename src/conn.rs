@@ -1,0 +1,97 @@
+//! The life of a connection: accept → guard → peek → route → passthrough or refusal → one line in the log.
+//!
+//! Each stage takes what the one before it gives. [`serve`] is the whole path.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::config::{ActionConfig, RejectWith};
+use crate::peek::Preface;
+use crate::route::{Decision, Query};
+use crate::snapshot::Snapshot;
+
+mod accept;
+mod context;
+mod passthrough;
+mod peek;
+mod record;
+mod refuse;
+mod termination;
+
+pub use accept::accept_loop;
+pub use context::{Context, ListenerContext, Shared};
+use accept::Accepted;
+use peek::Peeked;
+use record::{Action, ConnRecord};
+use refuse::Refusal;
+pub use termination::{Cause, Stage, Termination};
+
+/// Serves one admitted connection to its end and tells of it.
+pub(crate) async fn serve(accepted: Accepted, cx: Rc<Context>) {
+    let mut record = ConnRecord::open(&accepted, Rc::clone(&cx));
+    let termination = run(accepted, &cx, &mut record).await;
+    record.finish(termination);
+}
+
+async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termination {
+    let Accepted { socket, client, at, listener, mut permit } = accepted;
+    let mut stream = match TcpStream::from_std(socket) {
+        Ok(stream) => stream,
+        Err(error) => return Termination::from_register(&error),
+    };
+    let snapshot = cx.shared.snapshot.load_full();
+    let limits = peek::Limits::new(&snapshot, listener.index, at);
+    let peeked = match peek::read_preface(&mut stream, &cx.scratch, limits).await {
+        Ok(peeked) => peeked,
+        Err(error) => {
+            listener.metrics.hello_failed(&error);
+            refuse::refuse(stream, client, error.refusal(), &cx.scratch).await;
+            return error.into();
+        }
+    };
+    permit.hello_done();
+    listener.metrics.hello_read(at.elapsed());
+    record.peeked(&peeked);
+    let Peeked { preface, prefix } = peeked;
+    match route(&snapshot, &preface, &listener.name, record) {
+        Routed::To(index) => {
+            let tls = preface.hello().is_some();
+            // Freed before the relay, which may last for days.
+            drop(preface);
+            passthrough::run(stream, prefix, tls, snapshot, index, record, cx).await
+        }
+        Routed::Refuse(with, termination) => {
+            refuse::refuse(stream, client, Refusal::new(with, preface.hello().is_some()), &cx.scratch).await;
+            termination
+        }
+    }
+}
+
+/// What the route table's decision means for the connection.
+enum Routed {
+    To(crate::route::RouteId),
+    Refuse(RejectWith, Termination),
+}
+
+fn route(snapshot: &Arc<Snapshot>, preface: &Preface, listener: &str, record: &mut ConnRecord) -> Routed {
+    let query = Query { preface, client: record.client().ip(), listener };
+    match snapshot.table.find(&query) {
+        Decision::Route(route) => {
+            let action = match route.action() {
+                ActionConfig::Passthrough(_) => Action::Passthrough,
+                ActionConfig::Reject(_) => Action::Reject,
+            };
+            record.routed(action, &route.config.name, snapshot.live(route.id));
+            match route.action() {
+                ActionConfig::Passthrough(_) => Routed::To(route.id),
+                ActionConfig::Reject(with) => Routed::Refuse(*with, Termination::REJECTED),
+            }
+        }
+        Decision::NoRoute(why, with) => {
+            record.refused();
+            Routed::Refuse(with, why.into())
+        }
+    }
+}

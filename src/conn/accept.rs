@@ -1,0 +1,115 @@
+//! Accepting: every connection goes past the guard before anything is spent on it, and no error ends the
+//! loop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use tracing::{debug, warn};
+
+use super::context::{Context, ListenerContext};
+use super::{record, serve};
+use crate::guard::ConnPermit;
+use crate::net::{AcceptedSocket, Listener, reset_on_close};
+
+/// Connections accepted in a row before others of this thread run: a few hundred microseconds of work.
+const BATCH: u32 = 32;
+/// Pauses when descriptors or memory have run out: the first, doubled up to the last. Short enough that
+/// service is back within a second, long enough that waiting costs next to nothing.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// The shortage is logged at most this often.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// An admitted connection, not yet registered with the runtime.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(super) socket: std::net::TcpStream,
+    pub(super) client: SocketAddr,
+    pub(super) at: Instant,
+    pub(super) listener: Rc<ListenerContext>,
+    pub(super) permit: ConnPermit,
+}
+
+/// Accepts on `socket` until draining begins, then takes what is queued and closes it.
+pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc<Context>) {
+    let draining = cx.shared.draining.clone();
+    let mut shortage = Shortage::default();
+    let mut in_a_row = 0;
+    loop {
+        let result = tokio::select! {
+            result = socket.accept() => result,
+            () = draining.cancelled() => break,
+        };
+        match result {
+            Ok(accepted) => {
+                shortage.over();
+                admit(accepted, &listener, &cx).await;
+            }
+            Err(error) => shortage.pause(&error, &listener).await,
+        }
+        in_a_row += 1;
+        if in_a_row % BATCH == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    // Clients in the queue have been told that they are connected.
+    while let Ok(accepted) = socket.accept_queued() {
+        admit(accepted, &listener, &cx).await;
+    }
+    debug!(listener = %listener.name, "stopped listening");
+}
+
+/// Starts to serve the connection, or refuses it. At the cap on connections this waits, and with it the
+/// loop, so that the excess stays in the kernel's queue.
+async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
+    let AcceptedSocket { socket, peer } = accepted;
+    let at = Instant::now();
+    match cx.shared.guard.admit(peer.ip(), at) {
+        Ok(mut permit) => {
+            permit.wait_for_room().await;
+            let accepted = Accepted { socket, client: peer, at, listener: Rc::clone(listener), permit };
+            drop(tokio::task::spawn_local(serve(accepted, Rc::clone(cx))));
+        }
+        Err(rejection) => {
+            // No FIN handshake, no state left in the kernel: the cheapest end for us.
+            reset_on_close(&socket);
+            listener.metrics.rejected(rejection);
+            record::tell_rejection(rejection, peer, listener, cx);
+        }
+    }
+}
+
+/// Times of want: when `accept` fails for lack of descriptors or memory.
+#[derive(Debug, Default)]
+struct Shortage {
+    pause: Duration,
+    warned: Option<Instant>,
+}
+
+impl Shortage {
+    fn over(&mut self) {
+        self.pause = Duration::ZERO;
+    }
+
+    async fn pause(&mut self, error: &io::Error, listener: &ListenerContext) {
+        match Errno::from_io_error(error) {
+            // The client gave up while it waited (accept(2)); others may be behind it.
+            Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => {
+                listener.metrics.accept_other.increment(1);
+                return;
+            }
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                listener.metrics.accept_shortage.increment(1);
+            }
+            _ => listener.metrics.accept_other.increment(1),
+        }
+        if self.warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+            self.warned = Some(Instant::now());
+            warn!(listener = %listener.name, %error, "cannot accept connections; trying again until it works");
+        }
+        self.pause = (self.pause * 2).clamp(PAUSE.0, PAUSE.1);
+        tokio::time::sleep(self.pause).await;
+    }
+}

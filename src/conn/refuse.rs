@@ -1,0 +1,78 @@
+//! Refusing a connection: in the client's protocol, by its end, or not at all.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::config::RejectWith;
+use crate::net::{Scratch, hide_close, reset_on_close};
+
+/// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
+/// would reset the connection and take the alert away before it is read.
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 16);
+
+/// Alert descriptions (RFC 8446 §6).
+pub(super) mod alert {
+    pub(in crate::conn) const UNEXPECTED_MESSAGE: u8 = 10;
+    pub(in crate::conn) const ILLEGAL_PARAMETER: u8 = 47;
+    pub(in crate::conn) const DECODE_ERROR: u8 = 50;
+    pub(in crate::conn) const INTERNAL_ERROR: u8 = 80;
+    pub(in crate::conn) const UNRECOGNIZED_NAME: u8 = 112;
+}
+
+/// What a refused client gets to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A fatal TLS alert with this description, then the end of the stream.
+    Alert(u8),
+    /// The end of the stream.
+    Close,
+    /// A reset.
+    Reset,
+    /// Nothing.
+    Drop,
+}
+
+impl Refusal {
+    /// What `with` means for a client that speaks TLS, or does not.
+    pub(super) fn new(with: RejectWith, tls: bool) -> Self {
+        match with {
+            RejectWith::Alert if tls => Self::Alert(alert::UNRECOGNIZED_NAME),
+            RejectWith::Alert | RejectWith::Close => Self::Close,
+            RejectWith::Reset => Self::Reset,
+            RejectWith::Drop => Self::Drop,
+        }
+    }
+}
+
+/// Refuses the connection; takes at most a second.
+pub(super) async fn refuse(mut stream: TcpStream, client: SocketAddr, refusal: Refusal, scratch: &Scratch) {
+    match refusal {
+        Refusal::Alert(description) => {
+            // A record of type alert, version 1.2 as before any negotiation, level fatal (RFC 8446 §5.1).
+            let record = [21, 3, 3, 0, 2, 2, description];
+            let _ = timeout(LINGER.0, say_and_linger(&mut stream, &record, scratch)).await;
+        }
+        Refusal::Close => {}
+        Refusal::Reset => reset_on_close(&stream),
+        Refusal::Drop => hide_close(&stream, client),
+    }
+}
+
+async fn say_and_linger(stream: &mut TcpStream, record: &[u8], scratch: &Scratch) -> std::io::Result<()> {
+    stream.write_all(record).await?;
+    stream.shutdown().await?;
+    for _ in 0..LINGER.1 {
+        stream.readable().await?;
+        match scratch.with(|scratch| stream.try_read(scratch)) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

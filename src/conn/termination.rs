@@ -1,0 +1,183 @@
+//! How a connection ended: who ended it, where on its way, and in a word why.
+
+use std::io;
+
+use super::peek::PeekError;
+use crate::guard::Rejection;
+use crate::net::{Direction, Fault, RelayEnd, Side};
+use crate::route::NoRoute;
+use crate::upstream::ConnectError;
+
+/// Who or what ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Both sides were done.
+    Done,
+    /// The client: it closed, reset, or sent what makes no sense.
+    Client,
+    /// The backend: it refused or reset.
+    Upstream,
+    /// The client let a deadline pass.
+    ClientTimeout,
+    /// The backend let a deadline pass.
+    UpstreamTimeout,
+    /// A limit on its address.
+    Limit,
+    /// The configuration says so.
+    Policy,
+    /// This machine ran out of something.
+    Resource,
+    /// Forced by the end of draining or of the process.
+    Forced,
+    /// A defect of this program.
+    Internal,
+}
+
+/// Where on its way a connection was when it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Accepted, nothing read.
+    Accept,
+    /// Its first bytes were awaited.
+    Peek,
+    /// A route was chosen, or none.
+    Route,
+    /// A backend was being connected to.
+    Connect,
+    /// Bytes were passing.
+    Relay,
+}
+
+/// The end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Termination {
+    /// Who ended it.
+    pub cause: Cause,
+    /// Where.
+    pub stage: Stage,
+    /// Why, in a word of a fixed list; `None` when there is nothing to add.
+    pub reason: Option<&'static str>,
+}
+
+impl Termination {
+    /// A route refuses it.
+    pub const REJECTED: Self = Self::new(Cause::Policy, Stage::Route, "rejected");
+
+    const fn new(cause: Cause, stage: Stage, reason: &'static str) -> Self {
+        Self { cause, stage, reason: Some(reason) }
+    }
+
+    /// The runtime could not watch the socket.
+    pub(super) fn from_register(_: &io::Error) -> Self {
+        Self::new(Cause::Resource, Stage::Accept, "register")
+    }
+
+    /// The connection was dropped at `stage` without an end of its own.
+    pub(super) fn dropped(stage: Stage) -> Self {
+        if std::thread::panicking() {
+            return Self::new(Cause::Internal, stage, "panic");
+        }
+        Self { cause: Cause::Forced, stage, reason: None }
+    }
+}
+
+impl From<Rejection> for Termination {
+    fn from(rejection: Rejection) -> Self {
+        let cause = match rejection {
+            Rejection::Acl => Cause::Policy,
+            Rejection::RateLimit | Rejection::ConnLimit | Rejection::BeforeHello => Cause::Limit,
+        };
+        Self::new(cause, Stage::Accept, rejection.as_str())
+    }
+}
+
+impl From<PeekError> for Termination {
+    fn from(error: PeekError) -> Self {
+        let cause = match &error {
+            PeekError::Timeout => Cause::ClientTimeout,
+            PeekError::Closed | PeekError::Reset | PeekError::Hello(_) => Cause::Client,
+        };
+        Self::new(cause, Stage::Peek, error.reason())
+    }
+}
+
+impl From<NoRoute> for Termination {
+    fn from(why: NoRoute) -> Self {
+        Self::new(Cause::Policy, Stage::Route, why.as_str())
+    }
+}
+
+impl From<&ConnectError> for Termination {
+    fn from(error: &ConnectError) -> Self {
+        let cause = match error {
+            ConnectError::NoEndpoint | ConnectError::Refused(_) => Cause::Upstream,
+            ConnectError::Timeout => Cause::UpstreamTimeout,
+            ConnectError::Resource(_) => Cause::Resource,
+        };
+        Self::new(cause, Stage::Connect, error.reason())
+    }
+}
+
+impl From<&RelayEnd> for Termination {
+    fn from(end: &RelayEnd) -> Self {
+        match end {
+            RelayEnd::Done => Self { cause: Cause::Done, stage: Stage::Relay, reason: None },
+            RelayEnd::Fault(fault) => fault.into(),
+            // Once the client is done it is the backend that keeps silent, and else the client.
+            RelayEnd::Idle { half_closed: Some(Direction::Up) } => {
+                Self::new(Cause::UpstreamTimeout, Stage::Relay, "half_closed")
+            }
+            RelayEnd::Idle { half_closed: Some(Direction::Down) } => {
+                Self::new(Cause::ClientTimeout, Stage::Relay, "half_closed")
+            }
+            RelayEnd::Idle { half_closed: None } => Self::new(Cause::ClientTimeout, Stage::Relay, "idle"),
+        }
+    }
+}
+
+impl From<&Fault> for Termination {
+    fn from(fault: &Fault) -> Self {
+        let unanswered = matches!(
+            fault.error.kind(),
+            io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
+        );
+        let (cause, reason) = match (fault.side, unanswered) {
+            (Side::Downstream, false) => (Cause::Client, "reset"),
+            (Side::Downstream, true) => (Cause::ClientTimeout, "unanswered"),
+            (Side::Upstream, false) => (Cause::Upstream, "reset"),
+            (Side::Upstream, true) => (Cause::UpstreamTimeout, "unanswered"),
+        };
+        Self::new(cause, Stage::Relay, reason)
+    }
+}
+
+impl Cause {
+    /// The word for it in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Client => "client",
+            Self::Upstream => "upstream",
+            Self::ClientTimeout => "client_timeout",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::Limit => "limit",
+            Self::Policy => "policy",
+            Self::Resource => "resource",
+            Self::Forced => "forced",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl Stage {
+    /// The word for it in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Peek => "peek",
+            Self::Route => "route",
+            Self::Connect => "connect",
+            Self::Relay => "relay",
+        }
+    }
+}

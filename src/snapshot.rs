@@ -1,0 +1,123 @@
+//! One generation of the configuration at work: immutable, shared by all workers, pinned by connections.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{Counter, Histogram};
+
+use crate::config::{ActionConfig, Config, Timeouts};
+use crate::net::IdleLimits;
+use crate::route::{RouteId, RouteTable};
+use crate::telemetry::{Family, Registry};
+use crate::upstream::{Resolver, Upstream};
+
+const RECEIVED: Family = Family {
+    name: "portcullis_received_bytes_total",
+    help: "Bytes received from clients, their hellos included.",
+    labels: &["route"],
+};
+const SENT: Family =
+    Family { name: "portcullis_sent_bytes_total", help: "Bytes sent to clients.", labels: &["route"] };
+const DURATION: Family = Family {
+    name: "portcullis_connection_duration_seconds",
+    help: "Time from accept to the end of a connection.",
+    labels: &["route"],
+};
+/// The route label of connections that no route took.
+const NO_ROUTE: &str = "none";
+
+/// What a connection needs of one generation of the configuration.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The routes.
+    pub table: RouteTable,
+    /// Deadlines of the stages before a route is known.
+    pub timeouts: Timeouts,
+    /// The largest hello accepted, in bytes on the wire.
+    pub max_hello: usize,
+    live: Vec<LiveRoute>,
+    unrouted: Arc<Traffic>,
+    silent_after: Vec<Duration>,
+}
+
+/// What belongs to a route beside what its configuration says.
+#[derive(Debug)]
+pub struct LiveRoute {
+    /// Its counters.
+    pub traffic: Arc<Traffic>,
+    /// Its backends; `None` for a route that refuses.
+    pub backends: Option<Backends>,
+}
+
+/// The backends of a passthrough route.
+#[derive(Debug)]
+pub struct Backends {
+    /// The endpoints.
+    pub upstream: Upstream,
+    /// How long a relay to them may be idle.
+    pub idle: IdleLimits,
+}
+
+/// The counters of a route.
+#[derive(Debug)]
+pub struct Traffic {
+    /// Bytes from clients.
+    pub received: Counter,
+    /// Bytes to clients.
+    pub sent: Counter,
+    /// How long connections lasted, in seconds.
+    pub duration: Histogram,
+}
+
+impl Snapshot {
+    /// The snapshot of `config`; backends by name are asked of `resolver`, which is not started here.
+    pub fn new(config: &Config, resolver: &mut Resolver, registry: &Registry) -> Self {
+        let live = config.routes.iter().map(|route| {
+            let backends = match &route.action {
+                ActionConfig::Passthrough(passthrough) => Some(Backends {
+                    upstream: Upstream::new(&route.name, passthrough, resolver, registry),
+                    idle: IdleLimits {
+                        open: passthrough.idle_timeout,
+                        half_closed: passthrough.half_closed_timeout,
+                    },
+                }),
+                ActionConfig::Reject(_) => None,
+            };
+            LiveRoute { traffic: Arc::new(Traffic::new(&route.name, registry)), backends }
+        });
+        Self {
+            live: live.collect(),
+            table: RouteTable::new(config),
+            timeouts: config.timeouts,
+            max_hello: config.max_hello_size,
+            unrouted: Arc::new(Traffic::new(NO_ROUTE, registry)),
+            silent_after: config.listeners.iter().map(|listener| listener.silent_after).collect(),
+        }
+    }
+
+    /// What belongs to a route of [`Self::table`].
+    pub fn live(&self, id: RouteId) -> Option<&LiveRoute> {
+        self.live.get(id.index())
+    }
+
+    /// The counters for connections without a route.
+    pub fn unrouted(&self) -> &Arc<Traffic> {
+        &self.unrouted
+    }
+
+    /// How long a client of the `index`th listener may stay silent until that counts as a protocol of its
+    /// own; `None` when no route cares.
+    pub fn silent_after(&self, index: usize) -> Option<Duration> {
+        self.silent_after.get(index).copied().filter(|_| self.table.wants_silence())
+    }
+}
+
+impl Traffic {
+    fn new(route: &str, registry: &Registry) -> Self {
+        Self {
+            received: registry.counter(&RECEIVED, &[route]),
+            sent: registry.counter(&SENT, &[route]),
+            duration: registry.histogram(&DURATION, &[route]),
+        }
+    }
+}
