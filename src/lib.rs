@@ -1,11 +1,27 @@
 //! Portcullis: a layer-4 TCP and TLS passthrough proxy that routes by SNI without decrypting.
+//!
+//! The way of a connection through the modules, from the top down; imports go the same way:
+//!
+//! - [`cli`] is the command line, one file a verb.
+//! - [`server`] binds and builds what is shared; [`drain`] ends it; [`admin`] answers questions meanwhile.
+//! - [`worker`] is one data-plane thread with its sockets.
+//! - [`conn`] is the life of a connection: accept, guard, peek, route, relay, one line in the log.
+//! - [`snapshot`] is one generation of the configuration at work.
+//! - [`guard`] refuses by address, [`route`] chooses, [`upstream`] connects, [`telemetry`] tells.
+//! - [`config`] is what the user wrote, resolved.
+//! - [`peek`] reads first bytes, [`net`] moves the others.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod conn;
+pub mod drain;
 pub mod guard;
 pub mod net;
 pub mod peek;
 pub mod route;
+pub mod server;
 pub mod snapshot;
 pub mod telemetry;
 pub mod upstream;
+pub mod worker;

@@ -1,2 +1,19 @@
-//! stub
-fn main() {}
+//! The `portcullis` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use portcullis::cli::{Cli, Exit};
+
+fn main() -> ExitCode {
+    // The only provider there is in this build; a second one could come in with a dependency's feature.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match Cli::parse().run() {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            Exit::Failure.into()
+        }
+    }
+}

@@ -1,9 +1,10 @@
 //! Listening sockets: one a worker for each address, sharing the port by SO_REUSEPORT.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::Interest;
@@ -18,18 +19,43 @@ use super::sockopt;
 /// # Errors
 /// What the kernel says, `AddrInUse` when a socket of another program has the port.
 pub fn bind(addr: ListenAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr.socket()), Type::STREAM, Some(Protocol::TCP))?;
-    if addr.socket().is_ipv6() {
+    let (socket, addr) = open(addr)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    sockopt::relayed(SockRef::from(&socket))?;
+    socket.bind(&addr.into())?;
+    socket.listen(sockopt::BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A socket for `addr`, and the address to bind it to.
+fn open(addr: ListenAddr) -> io::Result<(Socket, SocketAddr)> {
+    let new = |addr: SocketAddr| Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP));
+    let (socket, bind) = match new(addr.socket()) {
+        // A kernel without IPv6: all addresses are the IPv4 ones.
+        Err(error) if addr.dual_stack() && Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {
+            let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, addr.socket().port()));
+            (new(v4)?, v4)
+        }
+        result => (result?, addr.socket()),
+    };
+    if bind.is_ipv6() {
         socket.set_only_v6(!addr.dual_stack())?;
     }
     // Past connections in TIME_WAIT do not keep a restart from binding.
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    sockopt::relayed(SockRef::from(&socket))?;
-    socket.bind(&addr.socket().into())?;
-    socket.listen(sockopt::BACKLOG)?;
-    Ok(socket.into())
+    Ok((socket, bind))
+}
+
+/// Binds `addr` for a moment without sharing it, to find out whether another program has it: sockets that
+/// share a port would let the two split the connections between them unnoticed.
+///
+/// # Errors
+/// `AddrInUse` when another program has the port, or what else the kernel says.
+pub fn probe(addr: ListenAddr) -> io::Result<()> {
+    let (socket, addr) = open(addr)?;
+    socket.bind(&addr.into())?;
+    socket.listen(0)
 }
 
 /// A listening socket on a worker's runtime.

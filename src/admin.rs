@@ -1,0 +1,187 @@
+//! The admin server: `/metrics`, `/healthz`, `/readyz`, on an address of its own that no route leads to.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use crate::config::{AdminAddr, AdminConfig};
+use crate::drain::Readiness;
+use crate::guard::Acl;
+use crate::telemetry::Registry;
+
+/// Connections served at once: a scraper, a health checker, and a few people.
+const CONNECTIONS: usize = 64;
+/// Deadline for the head of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Deadline for a whole connection: scrapes reconnect without harm.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The admin server's socket.
+#[derive(Debug)]
+pub struct Admin {
+    socket: Socket,
+    acl: Acl,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener, SocketFile),
+}
+
+/// The file of a Unix socket, removed with it.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+/// What requests are answered from.
+#[derive(Debug)]
+struct State {
+    registry: Arc<Registry>,
+    readiness: Arc<Readiness>,
+}
+
+impl Admin {
+    /// Binds the address. A Unix socket is readable and writable for its owner and group.
+    ///
+    /// # Errors
+    /// What the kernel says; `AddrInUse` also for a Unix socket that another process answers on.
+    pub fn bind(config: &AdminConfig) -> io::Result<Self> {
+        let socket = match &config.bind {
+            AdminAddr::Tcp(addr) => Socket::Tcp(std::net::TcpListener::bind(addr)?),
+            AdminAddr::Unix(path) => {
+                if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    return Err(io::ErrorKind::AddrInUse.into());
+                }
+                // Left behind by a process that did not end in order.
+                let _ = fs::remove_file(path);
+                let listener = std::os::unix::net::UnixListener::bind(path)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+                Socket::Unix(listener, SocketFile(path.clone()))
+            }
+        };
+        match &socket {
+            Socket::Tcp(listener) => listener.set_nonblocking(true)?,
+            Socket::Unix(listener, _) => listener.set_nonblocking(true)?,
+        }
+        Ok(Self { socket, acl: Acl::new(&config.allow, &[]) })
+    }
+
+    /// The bound address.
+    pub fn address(&self) -> String {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string()),
+            Socket::Unix(_, file) => format!("unix:{}", file.0.display()),
+        }
+    }
+
+    /// Answers requests until the runtime ends.
+    pub async fn serve(self, registry: Arc<Registry>, readiness: Arc<Readiness>) {
+        let state = Arc::new(State { registry, readiness });
+        let result = match self.socket {
+            Socket::Tcp(listener) => serve_tcp(listener, self.acl, state).await,
+            Socket::Unix(listener, file) => serve_unix(listener, file, state).await,
+        };
+        if let Err(error) = result {
+            warn!(%error, "the admin server could not start");
+        }
+    }
+}
+
+async fn serve_tcp(listener: std::net::TcpListener, acl: Acl, state: Arc<State>) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) if acl.allows(peer.ip()) => serve_one(stream, &slots, &state),
+            Ok((_, peer)) => debug!(%peer, "not allowed to ask the admin server"),
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn serve_unix(
+    listener: std::os::unix::net::UnixListener, _file: SocketFile, state: Arc<State>,
+) -> io::Result<()> {
+    let listener = UnixListener::from_std(listener)?;
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => serve_one(stream, &slots, &state),
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Serves the connection in a task of its own, or closes it when there are too many.
+fn serve_one(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, slots: &Arc<Semaphore>, state: &Arc<State>,
+) {
+    let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return };
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        let service = hyper::service::service_fn(move |request| {
+            let response = answer(&request, &state);
+            async { Ok::<_, Infallible>(response) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+            debug!(%error, "an admin connection failed");
+        }
+        drop(slot);
+    });
+}
+
+fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+        response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/metrics" => {
+            let mut response = text(StatusCode::OK, state.registry.render());
+            let format = hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, format);
+            response
+        }
+        "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => match state.readiness.reason() {
+            None => text(StatusCode::OK, "ready\n".to_owned()),
+            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        },
+        _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".to_owned()),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}

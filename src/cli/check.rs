@@ -1,0 +1,141 @@
+//! `portcullis check`
+
+use std::fmt::Write;
+
+use super::{ConfigArg, Exit, print, report};
+use crate::config::{ActionConfig, Conditions, Config};
+use crate::route::{Mismatch, RouteTable};
+use crate::server::{StartError, run_assertions};
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Print every setting with its value and where it comes from.
+    #[arg(long)]
+    effective: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    pub(super) fn run(self) -> anyhow::Result<Exit> {
+        let config = match Config::load(&self.config.file) {
+            Ok(config) => config,
+            Err(errors) if self.json => {
+                print(&format!("{:#}\n", serde_json::json!({ "ok": false, "errors": errors.to_json() })))?;
+                return Ok(Exit::BadConfig);
+            }
+            Err(errors) => return Ok(report(&errors)),
+        };
+        let failed = match run_assertions(&config) {
+            Err(StartError::Assertions(failed)) => failed,
+            Ok(()) | Err(_) => Vec::new(),
+        };
+        let text = if self.json { json(&config, &failed, self.effective) } else { text(&config, &failed, self.effective) };
+        print(&text)?;
+        Ok(if failed.is_empty() { Exit::Done } else { Exit::BadConfig })
+    }
+}
+
+fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
+    let mut out = String::new();
+    if effective {
+        for setting in &config.effective {
+            let origin = setting.origin.as_ref().map_or("default".to_owned(), ToString::to_string);
+            // Writing to a string cannot fail, here and below.
+            let _ = writeln!(out, "{} = {}  # {origin}", setting.key, setting.value);
+        }
+        out.push('\n');
+    }
+    let _ = writeln!(out, "Routes in the order in which they are tried:");
+    for (place, (key, route)) in RouteTable::new(config).precedence().into_iter().enumerate() {
+        let conditions = conditions(&route.config.conditions);
+        let action = action(&route.config.action);
+        let _ = writeln!(out, "{:>4}. {key}{conditions} -> {action}  # route `{}`, {}", place + 1, route.config.name, route.config.origin);
+    }
+    let policies = &config.policies;
+    let _ = writeln!(
+        out,
+        "No route: unknown SNI -> {}, no SNI -> {}, other protocols -> {}",
+        policies.unknown_sni, policies.no_sni, policies.unknown_protocol
+    );
+    for mismatch in failed {
+        let _ = writeln!(out, "error: {mismatch}");
+    }
+    let (listeners, routes, tests) = (config.listeners.len(), config.routes.len(), config.tests.len());
+    let passed = tests - failed.len();
+    let verdict = if failed.is_empty() { "ok" } else { "failed" };
+    let _ = writeln!(out, "{verdict}: {listeners} listeners, {routes} routes, {passed} of {tests} tests passed");
+    out
+}
+
+/// The conditions of a route beside its key.
+fn conditions(conditions: &Conditions) -> String {
+    let mut out = String::new();
+    if let Some(listeners) = &conditions.listeners {
+        let _ = write!(out, ", listener {}", listeners.join(" or "));
+    }
+    if let Some(alpn) = &conditions.alpn {
+        let names: Vec<_> = alpn.iter().map(|name| name.escape_ascii().to_string()).collect();
+        let _ = write!(out, ", alpn {}", names.join(" or "));
+    }
+    if let Some(from) = &conditions.from {
+        let networks: Vec<_> = from.iter().map(ToString::to_string).collect();
+        let _ = write!(out, ", from {}", networks.join(" or "));
+    }
+    out
+}
+
+fn action(action: &ActionConfig) -> String {
+    match action {
+        ActionConfig::Passthrough(passthrough) => {
+            passthrough.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        }
+        ActionConfig::Reject(with) => format!("reject ({with})"),
+    }
+}
+
+fn json(config: &Config, failed: &[Mismatch], effective: bool) -> String {
+    let routes: Vec<_> = RouteTable::new(config)
+        .precedence()
+        .into_iter()
+        .map(|(key, route)| {
+            serde_json::json!({
+                "match": key,
+                "conditions": conditions(&route.config.conditions).trim_start_matches(", "),
+                "route": &*route.config.name,
+                "action": action(&route.config.action),
+                "origin": route.config.origin.to_string(),
+            })
+        })
+        .collect();
+    let failed: Vec<_> = failed
+        .iter()
+        .map(|mismatch| {
+            serde_json::json!({
+                "test": mismatch.name,
+                "origin": mismatch.origin.to_string(),
+                "expected": mismatch.expected,
+                "actual": mismatch.actual,
+            })
+        })
+        .collect();
+    let mut result = serde_json::json!({
+        "ok": failed.is_empty(),
+        "listeners": config.listeners.len(),
+        "routes": routes,
+        "tests": config.tests.len(),
+        "failed": failed,
+    });
+    if effective && let Some(result) = result.as_object_mut() {
+        let settings = config.effective.iter().map(|setting| {
+            let origin = setting.origin.as_ref().map(ToString::to_string);
+            serde_json::json!({ "key": setting.key, "value": setting.value, "origin": origin })
+        });
+        result.insert("effective".to_owned(), settings.collect());
+    }
+    format!("{result:#}\n")
+}

@@ -1,0 +1,192 @@
+//! `portcullis explain`: a made-up connection through the functions of the data plane.
+
+use std::fmt::Write;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use super::{ConfigArg, Exit, load, print};
+use crate::config::{ActionConfig, Config, Limits, RejectWith};
+use crate::guard::Acl;
+use crate::peek::{Alpn, ClientHello, Detector, Preface, Protocol, ServerName};
+use crate::route::{Decision, Query, RouteTable, Step};
+
+/// Arguments of `explain`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Explain {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// The server name that the client asks for; without one the hello has no SNI.
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+    /// ALPN protocols that the client offers, in order.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    alpn: Vec<String>,
+    /// The client's address.
+    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)))]
+    from: IpAddr,
+    /// The listener; the first one unless given.
+    #[arg(long, value_name = "NAME")]
+    listener: Option<String>,
+    /// Use the first bytes in this file instead, as a client sends them.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sni", "alpn", "protocol"])]
+    hello: Option<PathBuf>,
+    /// The client does not speak TLS but this.
+    #[arg(long, conflicts_with_all = ["sni", "alpn"])]
+    protocol: Option<PlainProtocol>,
+}
+
+/// Protocols other than TLS.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PlainProtocol {
+    Http,
+    Ssh,
+    Unknown,
+    Silent,
+}
+
+impl From<PlainProtocol> for Protocol {
+    fn from(protocol: PlainProtocol) -> Self {
+        match protocol {
+            PlainProtocol::Http => Self::Http,
+            PlainProtocol::Ssh => Self::Ssh,
+            PlainProtocol::Unknown => Self::Unknown,
+            PlainProtocol::Silent => Self::Silent,
+        }
+    }
+}
+
+impl Explain {
+    pub(super) fn run(self) -> anyhow::Result<Exit> {
+        let config = match load(&self.config) {
+            Ok(config) => config,
+            Err(exit) => return Ok(exit),
+        };
+        let listener = match &self.listener {
+            Some(name) if config.listeners.iter().any(|listener| *listener.name == **name) => name.clone(),
+            Some(name) => {
+                let known: Vec<_> = config.listeners.iter().map(|listener| &*listener.name).collect();
+                bail!("no listener is named `{name}`; there are: {}", known.join(", "));
+            }
+            None => config.listeners.first().map_or_else(String::new, |listener| listener.name.to_string()),
+        };
+        let mut out = String::new();
+        let preface = match self.preface(&config) {
+            Ok(preface) => preface,
+            Err(reason) => {
+                let _ = writeln!(out, "result    refused before any route is tried: {reason:#}");
+                return print(&out);
+            }
+        };
+        describe(&mut out, &preface, self.from, &listener);
+        if admission(&mut out, &config.limits, self.from) {
+            let table = RouteTable::new(&config);
+            decide(&mut out, &config, &table, &Query { preface: &preface, client: self.from, listener: &listener });
+        }
+        print(&out)
+    }
+
+    /// What the client sends, or why it is refused.
+    fn preface(&self, config: &Config) -> anyhow::Result<Preface> {
+        if let Some(path) = &self.hello {
+            let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            return match Detector::new(config.max_hello_size).advance(&bytes)? {
+                Some(preface) => Ok(preface),
+                None => bail!("{} bytes are not enough to tell what it is", bytes.len()),
+            };
+        }
+        if let Some(protocol) = self.protocol {
+            return Ok(Preface::Other(protocol.into()));
+        }
+        let server_name = match &self.sni {
+            Some(name) => {
+                let name = ServerName::parse(name.as_bytes());
+                Some(name.with_context(|| format!("bad server name `{}`", self.sni.as_deref().unwrap_or_default()))?)
+            }
+            None => None,
+        };
+        let alpn = Alpn::from_names(self.alpn.iter().map(String::as_bytes));
+        Ok(Preface::Tls(Box::new(ClientHello { server_name, alpn, records: 1, ..ClientHello::default() })))
+    }
+}
+
+// Writing to a string cannot fail, here and below.
+fn describe(out: &mut String, preface: &Preface, from: IpAddr, listener: &str) {
+    let _ = write!(out, "client    {from} on listener `{listener}`, ");
+    let Some(hello) = preface.hello() else {
+        let _ = writeln!(out, "protocol {}", preface.protocol());
+        return;
+    };
+    let name = hello.server_name.as_ref().map_or("none", ServerName::as_str);
+    let alpn: Vec<_> = hello.alpn.iter().map(|name| name.escape_ascii().to_string()).collect();
+    let alpn = if alpn.is_empty() { "none".to_owned() } else { alpn.join(",") };
+    let _ = writeln!(out, "TLS, SNI {name}, ALPN {alpn}");
+    if hello.size > 0 {
+        let ech = if hello.ech { ", with Encrypted ClientHello: the name is the outer one" } else { "" };
+        let _ = writeln!(out, "          hello of {} bytes in {} record(s){ech}", hello.size, hello.records);
+    }
+}
+
+/// Whether the lists let the client in; the limits can only be told, since they depend on what came before.
+fn admission(out: &mut String, limits: &Limits, from: IpAddr) -> bool {
+    let allowed = Acl::new(&limits.allow, &limits.deny).allows(from);
+    let verdict = if allowed { "may connect" } else { "may not connect: reset at accept" };
+    let _ = writeln!(out, "lists     {from} {verdict}");
+    let or_off = |limit: Option<u32>| limit.map_or("no limit".to_owned(), |limit| limit.to_string());
+    let rate = limits.rate.map_or("no limit".to_owned(), |limit| format!("{}, burst {}", limit.rate, limit.burst));
+    let _ = writeln!(
+        out,
+        "limits    an address: new connections {rate}; open {}; before their hello {}",
+        or_off(limits.per_ip),
+        or_off(limits.before_hello)
+    );
+    allowed
+}
+
+fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'_>) {
+    let mut tried = String::new();
+    let decision = table.find_traced(query, |step| trace(&mut tried, step));
+    out.push_str(&tried);
+    let (rule, tls) = (decision.to_string(), query.preface.hello().is_some());
+    let _ = writeln!(out, "result    {rule}");
+    match decision {
+        Decision::Route(route) => match route.action() {
+            ActionConfig::Passthrough(passthrough) => {
+                let backends: Vec<_> = passthrough.to.iter().map(ToString::to_string).collect();
+                let _ = writeln!(out, "backends  {} in turn, the next one when a connect fails", backends.join(", "));
+                let _ = writeln!(
+                    out,
+                    "timeouts  hello {:?}, connect {:?}, idle {:?}, half-closed {:?}",
+                    config.timeouts.hello,
+                    passthrough.connect_timeout,
+                    passthrough.idle_timeout,
+                    passthrough.half_closed_timeout
+                );
+            }
+            ActionConfig::Reject(with) => refusal(out, *with, tls),
+        },
+        Decision::NoRoute(_, with) => refusal(out, with, tls),
+    }
+}
+
+fn trace(out: &mut String, step: Step<'_>) {
+    let _ = match step.outcome {
+        None => writeln!(out, "tried     {}: no route", step.probe),
+        Some((route, verdict)) => {
+            writeln!(out, "tried     {}: route `{}` ({}) {verdict}", step.probe, route.config.name, route.config.origin)
+        }
+    };
+}
+
+fn refusal(out: &mut String, with: RejectWith, tls: bool) {
+    let seen = match with {
+        RejectWith::Alert if tls => "the fatal alert unrecognized_name (112), then the end of the stream",
+        RejectWith::Alert | RejectWith::Close => "the end of the stream",
+        RejectWith::Reset => "a reset",
+        RejectWith::Drop => "nothing",
+    };
+    let _ = writeln!(out, "client    sees {seen}");
+}

@@ -1,0 +1,47 @@
+//! `portcullis run`
+
+use std::num::NonZeroUsize;
+
+use tracing::error;
+
+use super::{ConfigArg, Exit, load};
+use crate::server::{Bound, Server, StartError};
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Data-plane threads; one a core unless this or the configuration says otherwise.
+    #[arg(long, value_name = "N")]
+    workers: Option<NonZeroUsize>,
+}
+
+impl Run {
+    pub(super) fn run(self) -> anyhow::Result<Exit> {
+        match load(&self.config) {
+            Ok(config) => Ok(serve_with(Server::bind(config, self.workers), |_| ())),
+            Err(exit) => Ok(exit),
+        }
+    }
+}
+
+/// Serves what was bound to the end, after `started` was shown it; tells what kept it from starting.
+pub(super) fn serve_with(bound: Result<Bound, StartError>, started: impl FnOnce(&Bound)) -> Exit {
+    let result = bound.and_then(|bound| {
+        started(&bound);
+        bound.run()
+    });
+    match result {
+        Ok(()) => Exit::Done,
+        Err(StartError::Assertions(failed)) => {
+            failed.iter().for_each(|mismatch| eprintln!("error: {mismatch}"));
+            Exit::BadConfig
+        }
+        Err(start) => {
+            let exit = if start.is_temporary() { Exit::Temporary } else { Exit::Failure };
+            error!(error = format!("{:#}", anyhow::Error::new(start)), "cannot start");
+            exit
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Stopping: signals, what `/readyz` says meanwhile, and how long open connections may go on.
+
+use std::io;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::conn::Shared;
+
+/// Whether the server wants traffic.
+#[derive(Debug, Default)]
+pub struct Readiness(AtomicU8);
+
+const STARTING: u8 = 0;
+const READY: u8 = 1;
+const DRAINING: u8 = 2;
+
+/// The signals that end the server.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Readiness {
+    /// From now on the server wants traffic.
+    pub fn set_ready(&self) {
+        self.0.store(READY, Ordering::Release);
+    }
+
+    fn set_draining(&self) {
+        self.0.store(DRAINING, Ordering::Release);
+    }
+
+    /// Why it does not want traffic; `None` when it does.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self.0.load(Ordering::Acquire) {
+            READY => None,
+            STARTING => Some("starting"),
+            _ => Some("draining"),
+        }
+    }
+}
+
+impl Signals {
+    /// Begins to listen for signals; they no longer end the process by themselves.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch them.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next signal's name. Cancel safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Waits for the first signal, then begins to drain.
+pub async fn until_stopped(
+    signals: &mut Signals, readiness: &Readiness, shared: &Shared, deadline: Duration,
+) {
+    let signal = signals.next().await;
+    info!(signal, open = shared.guard.open(), deadline_s = deadline.as_secs(), "draining");
+    readiness.set_draining();
+    shared.draining.cancel();
+}
+
+/// Waits until all connections have `ended`; forces them by a second signal or after `deadline`.
+pub async fn force_when_due(
+    signals: &mut Signals, ended: &CancellationToken, force: &CancellationToken, deadline: Duration,
+) {
+    tokio::select! {
+        () = ended.cancelled() => return,
+        signal = signals.next() => warn!(signal, "a second signal: closing what is open"),
+        () = tokio::time::sleep(deadline) => warn!("the time to drain is over: closing what is open"),
+    }
+    force.cancel();
+    ended.cancelled().await;
+}

@@ -1,0 +1,313 @@
+//! The composition root: binds, builds what is shared, starts the workers and the control runtime, and ends
+//! them again.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::Admin;
+use crate::config::{AdminAddr, Config};
+use crate::conn::Shared;
+use crate::drain::{self, Readiness};
+use crate::guard::Guard;
+use crate::net::{self, ListenAddr};
+use crate::route::{Mismatch, RouteTable, check_assertion};
+use crate::snapshot::Snapshot;
+use crate::telemetry::access_log::AccessLogWriter;
+use crate::telemetry::{AccessLog, Family, Registry};
+use crate::upstream::{ResolveError, Resolver};
+use crate::worker::{Worker, WorkerSocket};
+
+/// Descriptors kept for everything but relayed connections: logs, admin, DNS, the runtimes themselves.
+const RESERVED_DESCRIPTORS: u64 = 64;
+/// Descriptors of a relayed connection: the client's and the backend's.
+const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// How often histograms are folded and gauges of bounded tables are set.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+const BUILD: Family = Family {
+    name: "portcullis_build_info",
+    help: "The version that runs; always 1.",
+    labels: &["version"],
+};
+const SOURCES: Family =
+    Family { name: "portcullis_ratelimit_keys", help: "Source addresses remembered.", labels: &[] };
+const CAP: Family = Family {
+    name: "portcullis_connections_limit",
+    help: "The cap on connections in all.",
+    labels: &[],
+};
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listen address that cannot be bound.
+    #[error("cannot listen on {address} (listener `{listener}`)")]
+    Bind {
+        /// The address.
+        address: String,
+        /// The listener's name.
+        listener: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The admin address cannot be bound.
+    #[error("cannot listen on the admin address {0}")]
+    Admin(String, #[source] io::Error),
+    /// The access log cannot be opened.
+    #[error("cannot open the access log")]
+    AccessLog(#[source] io::Error),
+    /// Names of backends cannot be resolved at all.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    /// Threads or runtimes cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+    /// Assertions of the configuration fail.
+    #[error("{} of the configuration's tests failed", .0.len())]
+    Assertions(Vec<Mismatch>),
+    /// Metrics cannot be set up.
+    #[error("cannot set up metrics")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+}
+
+/// A server whose sockets are bound and which serves nobody yet.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    sockets: Vec<Vec<WorkerSocket>>,
+    addresses: Vec<(Arc<str>, SocketAddr)>,
+    admin: Option<Admin>,
+}
+
+/// Entry points.
+#[derive(Debug)]
+pub struct Server;
+
+impl StartError {
+    /// Whether it may go away by itself: an address that another program has.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Bind { source, .. } | Self::Admin(_, source) => source.kind() == io::ErrorKind::AddrInUse,
+            Self::AccessLog(_)
+            | Self::Resolve(_)
+            | Self::Thread(_)
+            | Self::Assertions(_)
+            | Self::Metrics(_) => false,
+        }
+    }
+}
+
+impl Server {
+    /// Runs the assertions of `config` and binds its addresses, one socket a worker for each.
+    ///
+    /// # Errors
+    /// The assertions that fail, or the first address that cannot be bound.
+    pub fn bind(config: Config, workers: Option<NonZeroUsize>) -> Result<Bound, StartError> {
+        run_assertions(&config)?;
+        raise_descriptor_limit();
+        let workers = workers
+            .or_else(|| config.workers.and_then(NonZeroUsize::new))
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN);
+        let mut sockets: Vec<Vec<WorkerSocket>> = (0..workers.get()).map(|_| Vec::new()).collect();
+        let mut addresses = Vec::new();
+        for (index, listener) in config.listeners.iter().enumerate() {
+            for address in &listener.bind {
+                let bound = bind_group(*address, workers.get()).map_err(|source| StartError::Bind {
+                    address: address.to_string(),
+                    listener: listener.name.to_string(),
+                    source,
+                })?;
+                addresses.push((Arc::clone(&listener.name), bound.address));
+                for (worker, socket) in sockets.iter_mut().zip(bound.sockets) {
+                    worker.push(WorkerSocket { socket, listener: index, name: Arc::clone(&listener.name) });
+                }
+            }
+        }
+        let admin = config.admin.as_ref().map(|admin| {
+            Admin::bind(admin).map_err(|source| StartError::Admin(admin_name(&admin.bind), source))
+        });
+        Ok(Bound { sockets, addresses, admin: admin.transpose()?, config })
+    }
+}
+
+/// The sockets of one address.
+struct Group {
+    address: SocketAddr,
+    sockets: Vec<TcpListener>,
+}
+
+fn bind_group(address: ListenAddr, workers: usize) -> io::Result<Group> {
+    // SO_REUSEPORT lets other programs of the same user in too: a first socket without it finds them.
+    net::probe(address)?;
+    let first = net::bind(address)?;
+    let bound = first.local_addr()?;
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        sockets.push(net::bind(address.with_port(bound.port()))?);
+    }
+    Ok(Group { address: bound, sockets })
+}
+
+fn admin_name(bind: &AdminAddr) -> String {
+    match bind {
+        AdminAddr::Tcp(addr) => addr.to_string(),
+        AdminAddr::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+/// Runs every `[[test]]` of `config`.
+///
+/// # Errors
+/// All that fail.
+pub fn run_assertions(config: &Config) -> Result<(), StartError> {
+    let table = RouteTable::new(config);
+    let first = config.listeners.first().map_or("", |listener| &*listener.name);
+    let failed: Vec<_> =
+        config.tests.iter().filter_map(|case| check_assertion(case, &table, first).err()).collect();
+    if failed.is_empty() { Ok(()) } else { Err(StartError::Assertions(failed)) }
+}
+
+impl Bound {
+    /// The bound addresses with the names of their listeners.
+    pub fn addresses(&self) -> &[(Arc<str>, SocketAddr)] {
+        &self.addresses
+    }
+
+    /// Serves until told to stop by a signal, then drains.
+    ///
+    /// # Errors
+    /// What keeps it from starting. Once it serves, nothing ends it but a signal.
+    pub fn run(self) -> Result<(), StartError> {
+        let control = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .map_err(StartError::Thread)?;
+        let registry = Arc::new(Registry::new()?);
+        registry.gauge(&BUILD, &[env!("CARGO_PKG_VERSION")]).set(1.0);
+        let (access_log, log_writer) =
+            AccessLog::open(&self.config.access_log, &registry).map_err(StartError::AccessLog)?;
+        let mut resolver = Resolver::new(&self.config.dns, &registry);
+        let snapshot = Snapshot::new(&self.config, &mut resolver, &registry);
+        resolver.start(control.handle())?;
+        let shared = Arc::new(Shared {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            guard: Arc::new(Guard::new(&self.config.limits, connection_cap(&self.config))),
+            access_log,
+            draining: CancellationToken::new(),
+        });
+        let result = self.serve(&control, &shared, &registry, &resolver);
+        drop(resolver);
+        control.shutdown_timeout(Duration::from_millis(100));
+        finish_log(shared, log_writer);
+        result
+    }
+
+    fn serve(
+        self, control: &Runtime, shared: &Arc<Shared>, registry: &Arc<Registry>, resolver: &Resolver,
+    ) -> Result<(), StartError> {
+        let readiness = Arc::new(Readiness::default());
+        // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
+        // is down holds this up no longer than one query.
+        let patience = self.config.dns.timeout;
+        let _ = control.block_on(async { tokio::time::timeout(patience, resolver.first_answers()).await });
+        control.spawn(upkeep(Arc::clone(registry), Arc::clone(shared)));
+        let mut signals =
+            control.block_on(async { drain::Signals::listen() }).map_err(StartError::Thread)?;
+        if let Some(admin) = self.admin {
+            let address = admin.address();
+            let server = admin.serve(Arc::clone(registry), Arc::clone(&readiness));
+            control.spawn(server);
+            info!(%address, "admin listening");
+        }
+        let force = CancellationToken::new();
+        let mut workers = Vec::with_capacity(self.sockets.len());
+        for (id, sockets) in (0u16..).zip(self.sockets) {
+            let worker = Worker::spawn(id, sockets, Arc::clone(shared), Arc::clone(registry), force.clone());
+            workers.push(worker.map_err(StartError::Thread)?);
+        }
+        for (listener, address) in &self.addresses {
+            info!(%listener, %address, "listening");
+        }
+        readiness.set_ready();
+        info!(workers = workers.len(), connections = shared.guard.cap(), "ready");
+        control.block_on(drain::until_stopped(&mut signals, &readiness, shared, self.config.timeouts.drain));
+        force_after_workers(control, workers, &force, &mut signals, self.config.timeouts.drain);
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// Waits for the workers to end by themselves until the deadline or a second signal, and then forces them.
+fn force_after_workers(
+    control: &Runtime, workers: Vec<Worker>, force: &CancellationToken, signals: &mut drain::Signals,
+    deadline: Duration,
+) {
+    let joined = CancellationToken::new();
+    let all = {
+        let joined = joined.clone();
+        std::thread::spawn(move || {
+            workers.into_iter().for_each(Worker::join);
+            joined.cancel();
+        })
+    };
+    control.block_on(drain::force_when_due(signals, &joined, force, deadline));
+    let _ = all.join();
+}
+
+/// Closes the access log, when nobody holds it any more.
+fn finish_log(shared: Arc<Shared>, writer: AccessLogWriter) {
+    drop(shared);
+    writer.close();
+}
+
+async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
+    let sources = registry.gauge(&SOURCES, &[]);
+    #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
+    registry.gauge(&CAP, &[]).set(shared.guard.cap() as f64);
+    let mut interval = tokio::time::interval(UPKEEP);
+    loop {
+        interval.tick().await;
+        registry.upkeep();
+        #[allow(clippy::cast_precision_loss, reason = "the table is bounded")]
+        sources.set(shared.guard.known_sources() as f64);
+    }
+}
+
+/// The soft limit of open files is a leftover of `select(2)`; the hard one is what the machine allows.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// The cap on connections: as configured, or what the limit of open files allows.
+fn connection_cap(config: &Config) -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
+    let room = files.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
+    let room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
+    match config.limits.total {
+        Some(total) => {
+            if total > room {
+                warn!(total, possible = room, "connection_limit.total is more than the limit of open files allows");
+            }
+            total
+        }
+        None => room,
+    }
+}

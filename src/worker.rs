@@ -1,0 +1,81 @@
+//! One data-plane thread: a single-threaded runtime, its own listening sockets, and the connections that
+//! they accept. A connection never leaves its thread, so nothing on its path is shared or locked.
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::conn::{Context, ListenerContext, Shared, accept_loop};
+use crate::net::Listener;
+use crate::telemetry::Registry;
+
+/// A listening socket for one worker.
+#[derive(Debug)]
+pub struct WorkerSocket {
+    /// The bound socket.
+    pub socket: TcpListener,
+    /// The index of its listener in the configuration.
+    pub listener: usize,
+    /// The name of its listener.
+    pub name: Arc<str>,
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker(JoinHandle<()>);
+
+impl Worker {
+    /// Starts worker number `id` on `sockets`. It runs until draining has begun and its connections have
+    /// ended, or until `force` is cancelled.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn spawn(
+        id: u16, sockets: Vec<WorkerSocket>, shared: Arc<Shared>, registry: Arc<Registry>, force: CancellationToken,
+    ) -> io::Result<Self> {
+        let run = move || {
+            if let Err(error) = work(id, sockets, shared, &registry, force) {
+                error!(worker = id, %error, "a worker could not start");
+            }
+        };
+        std::thread::Builder::new().name(format!("worker-{id}")).spawn(run).map(Self)
+    }
+
+    /// Waits until it is done.
+    pub fn join(self) {
+        if self.0.join().is_err() {
+            error!("a worker panicked");
+        }
+    }
+}
+
+fn work(
+    id: u16, sockets: Vec<WorkerSocket>, shared: Arc<Shared>, registry: &Registry, force: CancellationToken,
+) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
+    let cx = Rc::new(Context::new(Arc::clone(&shared), id));
+    runtime.block_on(async {
+        let mut loops = JoinSet::new();
+        for WorkerSocket { socket, listener, name } in sockets {
+            let listener = Rc::new(ListenerContext::new(listener, &name, registry));
+            loops.spawn_local(accept_loop(Listener::new(socket)?, listener, Rc::clone(&cx)));
+        }
+        tokio::select! {
+            () = force.cancelled() => {}
+            () = async {
+                while loops.join_next().await.is_some() {}
+                cx.all_gone().await;
+            } => {}
+        }
+        debug!(worker = id, "done");
+        io::Result::Ok(())
+    })
+    // Dropping the runtime drops the connections that are left; each tells that it was forced.
+}
