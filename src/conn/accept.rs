@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -34,13 +35,15 @@ pub(crate) struct Accepted {
 
 /// Accepts on `socket` until draining begins, then takes what is queued and closes it.
 pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc<Context>) {
-    let draining = cx.shared.draining.clone();
+    // One future for all rounds: making one takes a lock that all workers share.
+    let mut drained = pin!(cx.shared.draining.cancelled());
     let mut shortage = Shortage::default();
     let mut in_a_row = 0;
-    loop {
+    while !cx.shared.draining.is_cancelled() {
         let result = tokio::select! {
+            biased;
             result = socket.accept() => result,
-            () = draining.cancelled() => break,
+            () = &mut drained => break,
         };
         match result {
             Ok(accepted) => {

@@ -81,7 +81,10 @@ fn read_once(
     match stream.try_read(buf) {
         Ok(0) => Err(PeekError::Closed),
         Ok(n) => {
-            bytes.reserve_exact(n);
+            if bytes.is_empty() {
+                // Most hellos come whole; others grow by doubling, so that many small reads stay cheap.
+                bytes.reserve_exact(n);
+            }
             bytes.extend_from_slice(buf.get(..n).unwrap_or_default());
             detector.advance(bytes).map_err(PeekError::Hello)
         }
