@@ -2,7 +2,6 @@
 //! loop.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,9 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tracing::{debug, warn};
 
-use super::context::{Context, ListenerContext};
+use super::context::{Accepted, Context, ListenerContext};
 use super::{record, serve};
-use crate::guard::ConnPermit;
 use crate::net::{AcceptedSocket, Listener, reset_on_close};
 
 /// Connections accepted in a row before others of this thread run: a few hundred microseconds of work.
@@ -22,16 +20,6 @@ const BATCH: u32 = 32;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// The shortage is logged at most this often.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
-
-/// An admitted connection, not yet registered with the runtime.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(super) socket: std::net::TcpStream,
-    pub(super) client: SocketAddr,
-    pub(super) at: Instant,
-    pub(super) listener: Rc<ListenerContext>,
-    pub(super) permit: ConnPermit,
-}
 
 /// Accepts on `socket` until draining begins, then takes what is queued and closes it.
 pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc<Context>) {

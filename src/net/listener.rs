@@ -79,7 +79,10 @@ impl Listener {
     ///
     /// # Panics
     /// Outside a runtime.
-    #[allow(deprecated, reason = "its successor is unsafe for types that may change their descriptor; this one cannot")]
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe for types that may change their descriptor; this one cannot"
+    )]
     pub fn new(socket: TcpListener) -> io::Result<Self> {
         AsyncFd::with_interest(socket, Interest::READABLE).map(Self)
     }
