@@ -45,11 +45,12 @@ async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termi
     };
     let snapshot = cx.shared.snapshot.load_full();
     let limits = peek::Limits::new(&snapshot, listener.index, at);
-    let peeked = match peek::read_preface(&mut stream, &cx.scratch, limits).await {
+    // What only the first moments need is boxed, so that the future of a relay, which lasts, stays small.
+    let peeked = match Box::pin(peek::read_preface(&mut stream, &cx.scratch, limits)).await {
         Ok(peeked) => peeked,
         Err(error) => {
             listener.metrics.hello_failed(&error);
-            refuse::refuse(stream, client, error.refusal(), &cx.scratch).await;
+            Box::pin(refuse::refuse(stream, client, error.refusal(), &cx.scratch)).await;
             return error.into();
         }
     };
@@ -65,7 +66,8 @@ async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termi
             passthrough::run(stream, prefix, tls, snapshot, index, record, cx).await
         }
         Routed::Refuse(with, termination) => {
-            refuse::refuse(stream, client, Refusal::new(with, preface.hello().is_some()), &cx.scratch).await;
+            let refusal = Refusal::new(with, preface.hello().is_some());
+            Box::pin(refuse::refuse(stream, client, refusal, &cx.scratch)).await;
             termination
         }
     }
@@ -95,5 +97,21 @@ fn route(snapshot: &Arc<Snapshot>, preface: &Preface, listener: &str, record: &m
             record.refused();
             Routed::Refuse(with, why.into())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output_size<A, F: Future>(_: impl Fn(A, Rc<Context>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// It is held for each connection as long as that lasts.
+    #[test]
+    fn the_future_of_a_connection_is_small() {
+        let size = output_size(serve);
+        assert!(size <= 1536, "{size} bytes");
     }
 }

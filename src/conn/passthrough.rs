@@ -28,7 +28,7 @@ pub(super) async fn run(
         return Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") };
     };
     record.connecting();
-    let mut upstream = match backends.upstream.connect().await {
+    let mut upstream = match Box::pin(backends.upstream.connect()).await {
         Ok(connection) => {
             record.connected(connection.endpoint);
             connection.stream
@@ -36,7 +36,7 @@ pub(super) async fn run(
         Err(error) => {
             debug!(%error, source = ?std::error::Error::source(&error), "no connection to a backend");
             let refusal = if tls { Refusal::Alert(alert::INTERNAL_ERROR) } else { Refusal::Close };
-            refuse(stream, record.client(), refusal, &cx.scratch).await;
+            Box::pin(refuse(stream, record.client(), refusal, &cx.scratch)).await;
             return Termination::from(&error);
         }
     };

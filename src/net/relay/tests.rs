@@ -36,7 +36,7 @@ const LIMITS: IdleLimits =
     IdleLimits { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed ^ (i >> 8) as u8).collect()
+    (0..len).map(|i| [i, i >> 8, i * 31].iter().fold(seed, |sum, part| sum ^ part.to_le_bytes()[0])).collect()
 }
 
 /// Writes `data` in pieces, ends the stream, and gives what comes back until its end.
