@@ -26,6 +26,9 @@ mod source;
 mod units;
 mod values;
 
+#[cfg(test)]
+mod tests;
+
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use pattern::{NamePattern, NameRegex};
 pub use schema::json_schema;
