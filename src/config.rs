@@ -1,8 +1,9 @@
 //! The configuration: one TOML file (and what it includes) → [`Config`].
 //!
-//! `file` holds the serde shapes of the TOML, `resolve` turns them into [`Config`] with every default filled
-//! in and every error collected, `error` draws the errors. A [`Config`] that exists is valid: listeners are
-//! named once, no two routes match the same thing, every name, address and pattern is parsed.
+//! `source` reads the files, `file` holds the shapes of the TOML and `decode` fills them, `resolve` turns them
+//! into [`Config`] with every default filled in and every error collected, `error` draws the errors. A
+//! [`Config`] that exists is valid: listeners are named once, no two routes match the same thing, every name,
+//! address and pattern is parsed.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ mod schema;
 mod source;
 mod units;
 mod values;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use pattern::{NamePattern, NameRegex};

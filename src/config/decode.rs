@@ -20,6 +20,8 @@ const MAX_LISTED: usize = 12;
 
 /// A value that can stand in the file.
 pub(super) trait Decode: Sized {
+    /// Whether it is written as a string.
+    const TEXT: bool = false;
     /// What to write, as in "expected …".
     fn expected() -> String;
     /// Its JSON schema.
@@ -229,7 +231,7 @@ impl<'a> Decoder<'a> {
         Self { source, errors }
     }
 
-    pub(super) fn place<T>(&self, spanned: &Spanned<T>) -> Place {
+    fn place<T>(&self, spanned: &Spanned<T>) -> Place {
         Place::new(self.source, spanned.span())
     }
 
@@ -241,11 +243,19 @@ impl<'a> Decoder<'a> {
         let Some(value) = table.get(key) else {
             return Setting::Absent;
         };
-        let place = self.place(value);
-        match T::decode(value.get_ref(), &place, self) {
-            Some(value) => Setting::Given(At { value, place }),
-            None => Setting::Bad(place),
+        match self.value(value) {
+            Some(at) => Setting::Given(at),
+            None => Setting::Bad(self.place(value)),
         }
+    }
+
+    fn value<T: Decode>(&mut self, value: &Spanned<DeValue<'_>>) -> Option<At<T>> {
+        if value.span().is_empty() {
+            // Only what the parser puts in the place of a syntax error has no extent.
+            return None;
+        }
+        let place = self.place(value);
+        T::decode(value.get_ref(), &place, self).map(|value| At { value, place })
     }
 
     /// Reports what is in `table` and not in `keys`, and what is required and not in `table`.
@@ -278,6 +288,8 @@ impl<'a> Decoder<'a> {
 }
 
 impl<T: Text> Decode for T {
+    const TEXT: bool = true;
+
     fn expected() -> String {
         T::EXPECTED.to_owned()
     }
@@ -376,13 +388,7 @@ impl<T: Decode> Decode for OneOrMany<T> {
             cx.report(error.hint("leave the key out, or write at least one value"));
             return None;
         }
-        let items: Vec<_> = items
-            .iter()
-            .map(|item| {
-                let place = cx.place(item);
-                T::decode(item.get_ref(), &place, cx).map(|value| At { value, place })
-            })
-            .collect();
+        let items: Vec<_> = items.iter().map(|item| cx.value(item)).collect();
         items.into_iter().collect::<Option<_>>().map(Self)
     }
 }
@@ -409,13 +415,7 @@ impl<T: Decode> Decode for Tables<T> {
             | DeValue::Boolean(_)
             | DeValue::Datetime(_) => return cx.wrong_type(&Self::expected(), value, place),
         };
-        let items: Vec<_> = items
-            .iter()
-            .map(|item| {
-                let place = cx.place(item);
-                T::decode(item.get_ref(), &place, cx).map(|value| At { value, place })
-            })
-            .collect();
+        let items: Vec<_> = items.iter().map(|item| cx.value(item)).collect();
         items.into_iter().collect::<Option<_>>().map(Self)
     }
 }

@@ -15,13 +15,16 @@ mod settings;
 
 /// Resolves everything that was read.
 pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
-    let Sources { files, errors, incomplete, top } = sources;
+    let Sources { files, errors, incomplete, damaged, top } = sources;
     let mut out = Output { errors, effective: Vec::new() };
     let input = Input { files, incomplete, top };
     let listeners = listeners::resolve(&input, &mut out);
     let settings = settings::resolve(&input, &listeners, &mut out);
     let routes = routes::resolve(&input, &listeners, &settings.timeouts, &mut out);
     let tests = cases::resolve(&input, &listeners, &routes, &mut out);
+    if damaged {
+        out.errors.retain(|error| error.kind() != ErrorKind::MissingKey);
+    }
     if let Some(errors) = ConfigErrors::of(out.errors) {
         return Err(errors);
     }

@@ -57,6 +57,8 @@ pub(super) struct Sources {
     pub(super) errors: Vec<ConfigError>,
     /// Whether some file could not be read or parsed as a whole, so that nothing may be said to be missing.
     pub(super) incomplete: bool,
+    /// Whether a file has syntax errors, so that keys may be missing because of them.
+    pub(super) damaged: bool,
     /// The place to speak of the configuration as a whole.
     pub(super) top: Place,
 }
@@ -184,7 +186,7 @@ fn from_bytes(name: &Path, bytes: Vec<u8>) -> Result<Sources, ConfigErrors> {
     let mut errors = Vec::new();
     let (source, utf8) = decode_text(name, 0, bytes, &mut errors);
     let top = Place::new(&source, 0..0);
-    let mut sources = Sources { files: Vec::new(), errors, incomplete: !utf8, top };
+    let mut sources = Sources { files: Vec::new(), errors, incomplete: !utf8, damaged: false, top };
     if utf8 {
         let main = parse(&source, &mut sources);
         sources.include(name, &main);
@@ -315,6 +317,7 @@ fn parse(source: &Arc<SourceFile>, sources: &mut Sources) -> file::File {
     let file = file::File::from_table(table.get_ref(), &top, &mut Decoder::new(source, &mut decoded));
     if !syntax.is_empty() {
         sources.incomplete = true;
+        sources.damaged = true;
         // What stands on a broken line, or is missing, may be a consequence.
         let broken: HashSet<_> = syntax.iter().filter_map(ConfigError::line_key).collect();
         decoded.retain(|error| {

@@ -135,6 +135,9 @@ impl<K: Keyword, T: Decode> Decode for WordOr<K, T> {
         if value.as_str() == Some(K::WORD) {
             return Some(Self(None, PhantomData));
         }
+        if value.is_str() && !T::TEXT {
+            return cx.wrong_type(&Self::expected(), value, place);
+        }
         T::decode(value, place, cx).map(|value| Self(Some(value), PhantomData))
     }
 }
