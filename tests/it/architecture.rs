@@ -12,9 +12,9 @@ const FLOORS: [&[&str]; 9] = [
     &["peek"],
     &["config"],
     &["guard", "route", "upstream", "tls", "telemetry"],
-    &["drain", "signal"],
     &["snapshot"],
     &["conn"],
+    &["drain"],
     &["admin", "worker"],
     &["server"],
 ];

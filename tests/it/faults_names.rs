@@ -10,6 +10,7 @@ use crate::support::hello::{
 use crate::support::proxy::Proxy;
 use crate::support::{SOON, UNLIMITED};
 
+const UNEXPECTED_MESSAGE: Outcome = Outcome::Alert(10);
 const DECODE_ERROR: Outcome = Outcome::Alert(50);
 const ILLEGAL_PARAMETER: Outcome = Outcome::Alert(47);
 const UNRECOGNIZED_NAME: Outcome = Outcome::Alert(112);
@@ -106,10 +107,10 @@ fn odd_messages() -> Vec<(&'static str, Vec<u8>, Outcome)> {
         (
             "bytes after the hello in its record",
             record(&[message(&[sni(b"a.test")]), vec![0]].concat()),
-            DECODE_ERROR,
+            UNEXPECTED_MESSAGE,
         ),
-        ("two hellos in a record", record(&message(&[sni(b"a.test")]).repeat(2)), DECODE_ERROR),
-        ("a ServerHello", record(&handshake(2, &[0; 40])), DECODE_ERROR),
+        ("two hellos in a record", record(&message(&[sni(b"a.test")]).repeat(2)), UNEXPECTED_MESSAGE),
+        ("a ServerHello", record(&handshake(2, &[0; 40])), UNEXPECTED_MESSAGE),
         ("no cipher suites", record(&message_of(0x0303, &[], &[0], Some(&sni(b"a.test")))), DECODE_ERROR),
         (
             "no compression methods",
@@ -200,7 +201,7 @@ fn without_routes_for_them_other_protocols_are_refused_with_a_reason() {
     rejected("unknown_protocol", 5.0);
     rejected("no_sni", 3.0);
     rejected("unknown_sni", 1.0);
-    rejected("hello_timeout", 1.0);
+    proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "hello_timeout")], 1.0);
     for (protocol, count) in [("http", 2), ("ssh", 1), ("unknown", 2)] {
         let lines = proxy.access_log();
         let of =

@@ -84,7 +84,7 @@ fn a_thousand_slow_clients_are_closed_at_the_deadline() {
     let line = proxy.access_line("a slow client", |line| line["reason"] == "hello_timeout");
     assert_eq!((&line["cause"], &line["stage"]), (&"client_timeout".into(), &"peek".into()));
     let refused = (SILENT + SLOW) as f64;
-    proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", "hello_timeout")], refused);
+    proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "hello_timeout")], refused);
     wait_for("descriptors to be given back", || proxy.process.fds() <= fds + 4);
     proxy.assert_sound();
 }

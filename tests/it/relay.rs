@@ -119,6 +119,53 @@ fn aborted_transfers_leave_no_byte_for_later_ones() {
 }
 
 #[test]
+fn slow_readers_and_pausing_senders_lose_nothing() {
+    const LEN: usize = MIB / 2;
+    let backend = Backend::tagged("echo");
+    let mut proxy = proxy_to(&backend);
+    let hello = to("relay.test");
+    in_parallel(64, 128, |id| {
+        let sent = [hello.clone(), pattern(id, LEN)].concat();
+        let mut stream = connect(proxy.addr());
+        socket2::SockRef::from(&stream).set_recv_buffer_size(8192).unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let received = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for chunk in sent.chunks(100_000) {
+                    writer.write_all(chunk).unwrap();
+                    // Long enough for every buffer on the way to run dry.
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+                writer.shutdown(Shutdown::Write).unwrap();
+            });
+            read_slowly(&mut stream, id as u64)
+        });
+        assert!(
+            received == [b"tag:echo\n", sent.as_slice()].concat(),
+            "foreign or lost bytes in transfer {id}"
+        );
+    });
+    proxy.assert_sound();
+}
+
+/// Reads to the end in pieces of random size, with a pause now and then in which buffers fill up.
+fn read_slowly(stream: &mut TcpStream, seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let mut received = Vec::new();
+    let mut chunk = vec![0; 20_000];
+    loop {
+        if random.below(8) == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let size = 1 + random.below(chunk.len());
+        match stream.read(&mut chunk[..size]).unwrap() {
+            0 => return received,
+            n => received.extend_from_slice(&chunk[..n]),
+        }
+    }
+}
+
+#[test]
 fn stalled_readers_cost_little_memory_and_get_everything_in_the_end() {
     const READERS: usize = 100;
     const LEN: usize = 2 * MIB;
