@@ -85,7 +85,9 @@ impl Admin {
     /// The bound address.
     pub fn address(&self) -> String {
         match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string()),
+            Socket::Tcp(listener) => {
+                listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string())
+            }
             Socket::Unix(_, file) => format!("unix:{}", file.0.display()),
         }
     }
@@ -116,7 +118,9 @@ async fn serve_tcp(listener: std::net::TcpListener, acl: Acl, state: Arc<State>)
 }
 
 async fn serve_unix(
-    listener: std::os::unix::net::UnixListener, _file: SocketFile, state: Arc<State>,
+    listener: std::os::unix::net::UnixListener,
+    _file: SocketFile,
+    state: Arc<State>,
 ) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -130,7 +134,9 @@ async fn serve_unix(
 
 /// Serves the connection in a task of its own, or closes it when there are too many.
 fn serve_one(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, slots: &Arc<Semaphore>, state: &Arc<State>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    slots: &Arc<Semaphore>,
+    state: &Arc<State>,
 ) {
     let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return };
     let state = Arc::clone(state);

@@ -128,7 +128,8 @@ fn load(config: &ConfigArg) -> Result<Config, Exit> {
 }
 
 fn report(errors: &ConfigErrors) -> Exit {
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour =
+        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     eprintln!("{}", errors.render(colour));
     Exit::BadConfig
 }

@@ -14,6 +14,7 @@ use crate::snapshot::Snapshot;
 
 mod accept;
 mod context;
+mod metrics;
 mod passthrough;
 mod peek;
 mod record;
@@ -21,10 +22,11 @@ mod refuse;
 mod termination;
 
 pub use accept::accept_loop;
+use context::Accepted;
 pub use context::{Context, ListenerContext, Shared};
-use accept::Accepted;
+use metrics::Action;
 use peek::Peeked;
-use record::{Action, ConnRecord};
+use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
 

@@ -65,7 +65,10 @@ impl Signals {
 
 /// Waits for the first signal, then begins to drain.
 pub async fn until_stopped(
-    signals: &mut Signals, readiness: &Readiness, shared: &Shared, deadline: Duration,
+    signals: &mut Signals,
+    readiness: &Readiness,
+    shared: &Shared,
+    deadline: Duration,
 ) {
     let signal = signals.next().await;
     info!(signal, open = shared.guard.open(), deadline_s = deadline.as_secs(), "draining");
@@ -75,7 +78,10 @@ pub async fn until_stopped(
 
 /// Waits until all connections have `ended`; forces them by a second signal or after `deadline`.
 pub async fn force_when_due(
-    signals: &mut Signals, ended: &CancellationToken, force: &CancellationToken, deadline: Duration,
+    signals: &mut Signals,
+    ended: &CancellationToken,
+    force: &CancellationToken,
+    deadline: Duration,
 ) {
     tokio::select! {
         () = ended.cancelled() => return,

@@ -216,7 +216,10 @@ impl RouteTable {
     }
 
     fn find_name<'a>(
-        &'a self, name: &'a ServerName, query: &Query<'a>, trace: &mut impl FnMut(Step<'a>),
+        &'a self,
+        name: &'a ServerName,
+        query: &Query<'a>,
+        trace: &mut impl FnMut(Step<'a>),
     ) -> Option<&'a Route> {
         let none = Candidates::default();
         let exact = self.exact.get(name.as_str()).unwrap_or(&none);
@@ -248,7 +251,11 @@ impl RouteTable {
 
     /// The most specific of `candidates` whose conditions hold.
     fn pick<'a>(
-        &'a self, candidates: &Candidates, probe: Probe<'a>, query: &Query<'a>, trace: &mut impl FnMut(Step<'a>),
+        &'a self,
+        candidates: &Candidates,
+        probe: Probe<'a>,
+        query: &Query<'a>,
+        trace: &mut impl FnMut(Step<'a>),
     ) -> Option<&'a Route> {
         if candidates.0.is_empty() {
             trace(Step { probe, outcome: None });
@@ -333,7 +340,8 @@ fn specificity(conditions: &Conditions, query: &Query<'_>) -> Result<Specificity
         None => None,
         Some(networks) => {
             let client = query.client.to_canonical();
-            let longest = networks.iter().filter(|net| net.contains(&client)).map(ipnet::IpNet::prefix_len).max();
+            let longest =
+                networks.iter().filter(|net| net.contains(&client)).map(ipnet::IpNet::prefix_len).max();
             Some(longest.ok_or(Verdict::From)?)
         }
     };
@@ -359,7 +367,8 @@ fn key_rank(key: &RouteKey, id: RouteId) -> (u8, Reverse<usize>, usize) {
 }
 
 fn condition_shape(conditions: &Conditions) -> Reverse<(bool, bool, Option<u8>)> {
-    let longest = conditions.from.as_ref().map(|nets| nets.iter().map(ipnet::IpNet::prefix_len).max().unwrap_or(0));
+    let longest =
+        conditions.from.as_ref().map(|nets| nets.iter().map(ipnet::IpNet::prefix_len).max().unwrap_or(0));
     Reverse((conditions.listeners.is_some(), conditions.alpn.is_some(), longest))
 }
 

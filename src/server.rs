@@ -33,18 +33,12 @@ const DESCRIPTORS_PER_CONNECTION: u64 = 2;
 /// How often histograms are folded and gauges of bounded tables are set.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-const BUILD: Family = Family {
-    name: "portcullis_build_info",
-    help: "The version that runs; always 1.",
-    labels: &["version"],
-};
+const BUILD: Family =
+    Family { name: "portcullis_build_info", help: "The version that runs; always 1.", labels: &["version"] };
 const SOURCES: Family =
     Family { name: "portcullis_ratelimit_keys", help: "Source addresses remembered.", labels: &[] };
-const CAP: Family = Family {
-    name: "portcullis_connections_limit",
-    help: "The cap on connections in all.",
-    labels: &[],
-};
+const CAP: Family =
+    Family { name: "portcullis_connections_limit", help: "The cap on connections in all.", labels: &[] };
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -216,7 +210,11 @@ impl Bound {
     }
 
     fn serve(
-        self, control: &Runtime, shared: &Arc<Shared>, registry: &Arc<Registry>, resolver: &Resolver,
+        self,
+        control: &Runtime,
+        shared: &Arc<Shared>,
+        registry: &Arc<Registry>,
+        resolver: &Resolver,
     ) -> Result<(), StartError> {
         let readiness = Arc::new(Readiness::default());
         // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
@@ -224,8 +222,7 @@ impl Bound {
         let patience = self.config.dns.timeout;
         let _ = control.block_on(async { tokio::time::timeout(patience, resolver.first_answers()).await });
         control.spawn(upkeep(Arc::clone(registry), Arc::clone(shared)));
-        let mut signals =
-            control.block_on(async { drain::Signals::listen() }).map_err(StartError::Thread)?;
+        let mut signals = control.block_on(async { drain::Signals::listen() }).map_err(StartError::Thread)?;
         if let Some(admin) = self.admin {
             let address = admin.address();
             let server = admin.serve(Arc::clone(registry), Arc::clone(&readiness));
@@ -252,7 +249,10 @@ impl Bound {
 
 /// Waits for the workers to end by themselves until the deadline or a second signal, and then forces them.
 fn force_after_workers(
-    control: &Runtime, workers: Vec<Worker>, force: &CancellationToken, signals: &mut drain::Signals,
+    control: &Runtime,
+    workers: Vec<Worker>,
+    force: &CancellationToken,
+    signals: &mut drain::Signals,
     deadline: Duration,
 ) {
     let joined = CancellationToken::new();
@@ -304,7 +304,11 @@ fn connection_cap(config: &Config) -> usize {
     match config.limits.total {
         Some(total) => {
             if total > room {
-                warn!(total, possible = room, "connection_limit.total is more than the limit of open files allows");
+                warn!(
+                    total,
+                    possible = room,
+                    "connection_limit.total is more than the limit of open files allows"
+                );
             }
             total
         }

@@ -92,7 +92,12 @@ pub enum ConnectError {
 
 impl Upstream {
     /// The upstream of `route`. Names are taken from `resolver`, which keeps them fresh.
-    pub fn new(route: &str, config: &PassthroughConfig, resolver: &mut Resolver, registry: &Registry) -> Self {
+    pub fn new(
+        route: &str,
+        config: &PassthroughConfig,
+        resolver: &mut Resolver,
+        registry: &Registry,
+    ) -> Self {
         let endpoint = |addr: &UpstreamAddr| {
             let name = addr.to_string();
             Endpoint {
@@ -170,7 +175,9 @@ impl Endpoint {
     }
 
     async fn attempt(
-        &self, connect: impl Future<Output = io::Result<Stream>>, until: Instant,
+        &self,
+        connect: impl Future<Output = io::Result<Stream>>,
+        until: Instant,
     ) -> Result<Stream, ConnectError> {
         let result = match timeout_at(until, connect).await {
             Ok(Ok(stream)) => Ok(stream),
@@ -211,7 +218,12 @@ impl ConnectError {
         match Errno::from_io_error(&error) {
             Some(Errno::TIMEDOUT) => Self::Timeout,
             Some(
-                Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::ADDRNOTAVAIL | Errno::AGAIN,
+                Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+                | Errno::AGAIN,
             ) => Self::Resource(error),
             _ => Self::Refused(error),
         }

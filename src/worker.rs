@@ -38,7 +38,11 @@ impl Worker {
     /// # Errors
     /// When the thread cannot be started.
     pub fn spawn(
-        id: u16, sockets: Vec<WorkerSocket>, shared: Arc<Shared>, registry: Arc<Registry>, force: CancellationToken,
+        id: u16,
+        sockets: Vec<WorkerSocket>,
+        shared: Arc<Shared>,
+        registry: Arc<Registry>,
+        force: CancellationToken,
     ) -> io::Result<Self> {
         let run = move || {
             if let Err(error) = work(id, sockets, shared, &registry, force) {
@@ -57,9 +61,14 @@ impl Worker {
 }
 
 fn work(
-    id: u16, sockets: Vec<WorkerSocket>, shared: Arc<Shared>, registry: &Registry, force: CancellationToken,
+    id: u16,
+    sockets: Vec<WorkerSocket>,
+    shared: Arc<Shared>,
+    registry: &Registry,
+    force: CancellationToken,
 ) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
+    let runtime =
+        Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
     let cx = Rc::new(Context::new(Arc::clone(&shared), id));
     runtime.block_on(async {
         let mut loops = JoinSet::new();

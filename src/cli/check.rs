@@ -34,7 +34,11 @@ impl Check {
             Err(StartError::Assertions(failed)) => failed,
             Ok(()) | Err(_) => Vec::new(),
         };
-        let text = if self.json { json(&config, &failed, self.effective) } else { text(&config, &failed, self.effective) };
+        let text = if self.json {
+            json(&config, &failed, self.effective)
+        } else {
+            text(&config, &failed, self.effective)
+        };
         print(&text)?;
         Ok(if failed.is_empty() { Exit::Done } else { Exit::BadConfig })
     }
@@ -54,7 +58,13 @@ fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
     for (place, (key, route)) in RouteTable::new(config).precedence().into_iter().enumerate() {
         let conditions = conditions(&route.config.conditions);
         let action = action(&route.config.action);
-        let _ = writeln!(out, "{:>4}. {key}{conditions} -> {action}  # route `{}`, {}", place + 1, route.config.name, route.config.origin);
+        let _ = writeln!(
+            out,
+            "{:>4}. {key}{conditions} -> {action}  # route `{}`, {}",
+            place + 1,
+            route.config.name,
+            route.config.origin
+        );
     }
     let policies = &config.policies;
     let _ = writeln!(
@@ -68,7 +78,8 @@ fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
     let (listeners, routes, tests) = (config.listeners.len(), config.routes.len(), config.tests.len());
     let passed = tests - failed.len();
     let verdict = if failed.is_empty() { "ok" } else { "failed" };
-    let _ = writeln!(out, "{verdict}: {listeners} listeners, {routes} routes, {passed} of {tests} tests passed");
+    let _ =
+        writeln!(out, "{verdict}: {listeners} listeners, {routes} routes, {passed} of {tests} tests passed");
     out
 }
 

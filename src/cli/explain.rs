@@ -84,7 +84,12 @@ impl Explain {
         describe(&mut out, &preface, self.from, &listener);
         if admission(&mut out, &config.limits, self.from) {
             let table = RouteTable::new(&config);
-            decide(&mut out, &config, &table, &Query { preface: &preface, client: self.from, listener: &listener });
+            decide(
+                &mut out,
+                &config,
+                &table,
+                &Query { preface: &preface, client: self.from, listener: &listener },
+            );
         }
         print(&out)
     }
@@ -104,7 +109,9 @@ impl Explain {
         let server_name = match &self.sni {
             Some(name) => {
                 let name = ServerName::parse(name.as_bytes());
-                Some(name.with_context(|| format!("bad server name `{}`", self.sni.as_deref().unwrap_or_default()))?)
+                Some(name.with_context(|| {
+                    format!("bad server name `{}`", self.sni.as_deref().unwrap_or_default())
+                })?)
             }
             None => None,
         };
@@ -136,7 +143,8 @@ fn admission(out: &mut String, limits: &Limits, from: IpAddr) -> bool {
     let verdict = if allowed { "may connect" } else { "may not connect: reset at accept" };
     let _ = writeln!(out, "lists     {from} {verdict}");
     let or_off = |limit: Option<u32>| limit.map_or("no limit".to_owned(), |limit| limit.to_string());
-    let rate = limits.rate.map_or("no limit".to_owned(), |limit| format!("{}, burst {}", limit.rate, limit.burst));
+    let rate =
+        limits.rate.map_or("no limit".to_owned(), |limit| format!("{}, burst {}", limit.rate, limit.burst));
     let _ = writeln!(
         out,
         "limits    an address: new connections {rate}; open {}; before their hello {}",
@@ -156,7 +164,11 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
         Decision::Route(route) => match route.action() {
             ActionConfig::Passthrough(passthrough) => {
                 let backends: Vec<_> = passthrough.to.iter().map(ToString::to_string).collect();
-                let _ = writeln!(out, "backends  {} in turn, the next one when a connect fails", backends.join(", "));
+                let _ = writeln!(
+                    out,
+                    "backends  {} in turn, the next one when a connect fails",
+                    backends.join(", ")
+                );
                 let _ = writeln!(
                     out,
                     "timeouts  hello {:?}, connect {:?}, idle {:?}, half-closed {:?}",
@@ -176,7 +188,11 @@ fn trace(out: &mut String, step: Step<'_>) {
     let _ = match step.outcome {
         None => writeln!(out, "tried     {}: no route", step.probe),
         Some((route, verdict)) => {
-            writeln!(out, "tried     {}: route `{}` ({}) {verdict}", step.probe, route.config.name, route.config.origin)
+            writeln!(
+                out,
+                "tried     {}: route `{}` ({}) {verdict}",
+                step.probe, route.config.name, route.config.origin
+            )
         }
     };
 }

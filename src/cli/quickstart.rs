@@ -45,14 +45,18 @@ impl Drop for Folder {
 
 impl Quickstart {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let folder = Folder(std::env::temp_dir().join(format!("portcullis-quickstart-{}", std::process::id())));
+        let folder =
+            Folder(std::env::temp_dir().join(format!("portcullis-quickstart-{}", std::process::id())));
         fs::create_dir_all(&folder.0).with_context(|| format!("cannot make {}", folder.0.display()))?;
         let (ca, ca_pem) = authority()?;
         let ca_file = folder.0.join("ca.pem");
         fs::write(&ca_file, ca_pem).with_context(|| format!("cannot write {}", ca_file.display()))?;
 
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let mut toml = format!("listen = \"{}\"\naccess_log = {{ to = \"stdout\", format = \"logfmt\" }}\n", self.listen);
+        let mut toml = format!(
+            "listen = \"{}\"\naccess_log = {{ to = \"stdout\", format = \"logfmt\" }}\n",
+            self.listen
+        );
         for name in NAMES {
             let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
             let address = socket.local_addr()?;
@@ -80,10 +84,17 @@ fn introduce(address: SocketAddr, ca: &Path, toml: &str) -> io::Result<()> {
     toml.lines().try_for_each(|line| writeln!(out, "    {line}"))?;
     writeln!(out, "\nTry, in another terminal:\n")?;
     for name in NAMES {
-        writeln!(out, "    curl --cacert {} --connect-to {name}:443:{address} https://{name}/", ca.display())?;
+        writeln!(
+            out,
+            "    curl --cacert {} --connect-to {name}:443:{address} https://{name}/",
+            ca.display()
+        )?;
     }
     writeln!(out, "\nEach answer comes from its own server, with that server's own certificate; the proxy")?;
-    writeln!(out, "has neither key. A line for each connection follows when it has ended; Ctrl-C ends all.\n")?;
+    writeln!(
+        out,
+        "has neither key. A line for each connection follows when it has ended; Ctrl-C ends all.\n"
+    )?;
     out.flush()
 }
 
@@ -104,7 +115,9 @@ fn server_config(name: &str, ca: &Issuer<'static, KeyPair>) -> anyhow::Result<Se
     params.distinguished_name.push(DnType::CommonName, name);
     let certificate = params.signed_by(&key, ca)?;
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    Ok(ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key)?)
+    Ok(ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)?)
 }
 
 /// A small TLS server that says its name.
@@ -117,7 +130,9 @@ async fn backend(name: &'static str, socket: TcpListener, acceptor: TlsAcceptor)
         tokio::spawn(async move {
             let Ok(stream) = acceptor.accept(stream).await else { return };
             let service = service_fn(move |_| async move {
-                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(format!("Hello from {name}\n")))))
+                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(format!(
+                    "Hello from {name}\n"
+                )))))
             });
             let server = hyper::server::conn::http1::Builder::new();
             // A client that goes away is its own business.

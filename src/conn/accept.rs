@@ -2,16 +2,15 @@
 //! loop.
 
 use std::io;
-use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tracing::{debug, warn};
 
-use super::context::{Context, ListenerContext};
+use super::context::{Accepted, Context, ListenerContext};
 use super::{record, serve};
-use crate::guard::ConnPermit;
 use crate::net::{AcceptedSocket, Listener, reset_on_close};
 
 /// Connections accepted in a row before others of this thread run: a few hundred microseconds of work.
@@ -22,25 +21,17 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 /// The shortage is logged at most this often.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// An admitted connection, not yet registered with the runtime.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(super) socket: std::net::TcpStream,
-    pub(super) client: SocketAddr,
-    pub(super) at: Instant,
-    pub(super) listener: Rc<ListenerContext>,
-    pub(super) permit: ConnPermit,
-}
-
 /// Accepts on `socket` until draining begins, then takes what is queued and closes it.
 pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc<Context>) {
-    let draining = cx.shared.draining.clone();
+    // One future for all rounds: making one takes a lock that all workers share.
+    let mut drained = pin!(cx.shared.draining.cancelled());
     let mut shortage = Shortage::default();
     let mut in_a_row = 0;
-    loop {
+    while !cx.shared.draining.is_cancelled() {
         let result = tokio::select! {
+            biased;
             result = socket.accept() => result,
-            () = draining.cancelled() => break,
+            () = &mut drained => break,
         };
         match result {
             Ok(accepted) => {

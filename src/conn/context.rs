@@ -1,49 +1,20 @@
 //! What the connections of a worker share.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use metrics::{Counter, Gauge, Histogram};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::peek::PeekError;
-use super::record::Action;
-use crate::guard::{Guard, Rejection};
+use super::metrics::ListenerMetrics;
+use crate::guard::{ConnPermit, Guard};
 use crate::net::Scratch;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{AccessLog, Family, Registry};
-
-const CONNECTIONS: Family = Family {
-    name: "portcullis_connections_total",
-    help: "Connections that ended, by what became of them; none: they ended before that was decided.",
-    labels: &["listener", "action"],
-};
-const ACTIVE: Family =
-    Family { name: "portcullis_connections_active", help: "Connections open now.", labels: &["listener"] };
-const REJECTED: Family = Family {
-    name: "portcullis_connections_rejected_total",
-    help: "Connections refused at accept by a limit on their address.",
-    labels: &["listener", "reason"],
-};
-const ACCEPT_ERRORS: Family = Family {
-    name: "portcullis_accept_errors_total",
-    help: "Failed calls to accept a connection; shortage: descriptors or memory ran out.",
-    labels: &["listener", "kind"],
-};
-const HELLO_TIME: Family = Family {
-    name: "portcullis_clienthello_duration_seconds",
-    help: "Time from accept until the first bytes told what the connection is.",
-    labels: &["listener"],
-};
-const HELLO_ERRORS: Family = Family {
-    name: "portcullis_clienthello_errors_total",
-    help: "Connections whose first bytes told nothing usable.",
-    labels: &["listener", "reason"],
-};
+use crate::telemetry::{AccessLog, Registry};
 
 /// What all workers share.
 #[derive(Debug)]
@@ -80,16 +51,14 @@ pub struct ListenerContext {
     pub(super) metrics: ListenerMetrics,
 }
 
-/// The metrics of a listener.
+/// An admitted connection, not yet registered with the runtime.
 #[derive(Debug)]
-pub(super) struct ListenerMetrics {
-    pub(super) active: Gauge,
-    actions: [Counter; Action::ALL.len()],
-    rejected: [Counter; Rejection::ALL.len()],
-    pub(super) accept_shortage: Counter,
-    pub(super) accept_other: Counter,
-    hello_time: Histogram,
-    hello_errors: [Counter; PeekError::REASONS.len()],
+pub(crate) struct Accepted {
+    pub(super) socket: std::net::TcpStream,
+    pub(super) client: SocketAddr,
+    pub(super) at: Instant,
+    pub(super) listener: Rc<ListenerContext>,
+    pub(super) permit: ConnPermit,
 }
 
 /// Counts a connection as live until dropped.
@@ -151,37 +120,7 @@ impl Drop for Live {
 impl ListenerContext {
     /// The `index`th listener of the configuration.
     pub fn new(index: usize, name: &Arc<str>, registry: &Registry) -> Self {
-        let counter = |family: &Family, value: &str| registry.counter(family, &[name, value]);
-        let metrics = ListenerMetrics {
-            active: registry.gauge(&ACTIVE, &[name]),
-            actions: Action::ALL.map(|action| counter(&CONNECTIONS, action.as_str())),
-            rejected: Rejection::ALL.map(|rejection| counter(&REJECTED, rejection.as_str())),
-            accept_shortage: counter(&ACCEPT_ERRORS, "shortage"),
-            accept_other: counter(&ACCEPT_ERRORS, "other"),
-            hello_time: registry.histogram(&HELLO_TIME, &[name]),
-            hello_errors: PeekError::REASONS.map(|reason| counter(&HELLO_ERRORS, reason)),
-        };
+        let metrics = ListenerMetrics::new(name, registry);
         Self { index, name: Arc::clone(name), metrics }
-    }
-}
-
-impl ListenerMetrics {
-    pub(super) fn ended(&self, action: Action) {
-        let counters = Action::ALL.iter().zip(&self.actions);
-        counters.filter(|(which, _)| **which == action).for_each(|(_, counter)| counter.increment(1));
-    }
-
-    pub(super) fn rejected(&self, rejection: Rejection) {
-        let counters = Rejection::ALL.iter().zip(&self.rejected);
-        counters.filter(|(which, _)| **which == rejection).for_each(|(_, counter)| counter.increment(1));
-    }
-
-    pub(super) fn hello_read(&self, took: Duration) {
-        self.hello_time.record(took);
-    }
-
-    pub(super) fn hello_failed(&self, error: &PeekError) {
-        let counters = PeekError::REASONS.iter().zip(&self.hello_errors);
-        counters.filter(|(reason, _)| **reason == error.reason()).for_each(|(_, counter)| counter.increment(1));
     }
 }

@@ -15,8 +15,13 @@ use crate::snapshot::Snapshot;
 
 /// Connects to a backend of the route and relays until the end. `prefix` is what the client sent so far.
 pub(super) async fn run(
-    mut stream: TcpStream, prefix: Box<[u8]>, tls: bool, snapshot: Arc<Snapshot>, route: RouteId,
-    record: &mut ConnRecord, cx: &Context,
+    mut stream: TcpStream,
+    prefix: Box<[u8]>,
+    tls: bool,
+    snapshot: Arc<Snapshot>,
+    route: RouteId,
+    record: &mut ConnRecord,
+    cx: &Context,
 ) -> Termination {
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.

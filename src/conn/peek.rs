@@ -52,7 +52,9 @@ impl Limits {
 /// Reads until the bytes tell what the connection is. The deadline is absolute: bytes do not renew it.
 /// Nothing is held for a client that has sent nothing.
 pub(super) async fn read_preface(
-    stream: &mut TcpStream, scratch: &Scratch, limits: Limits,
+    stream: &mut TcpStream,
+    scratch: &Scratch,
+    limits: Limits,
 ) -> Result<Peeked, PeekError> {
     let mut detector = Detector::new(limits.max_hello);
     let mut bytes = Vec::new();
@@ -66,7 +68,9 @@ pub(super) async fn read_preface(
             }
             Err(_) => return Err(PeekError::Timeout),
         }
-        if let Some(preface) = scratch.with(|scratch| read_once(stream, scratch, &mut bytes, &mut detector, limits))? {
+        if let Some(preface) =
+            scratch.with(|scratch| read_once(stream, scratch, &mut bytes, &mut detector, limits))?
+        {
             return Ok(Peeked { preface, prefix: bytes.into() });
         }
     }
@@ -74,14 +78,21 @@ pub(super) async fn read_preface(
 
 /// Reads what is there, up to what a hello may take in all.
 fn read_once(
-    stream: &TcpStream, scratch: &mut [u8], bytes: &mut Vec<u8>, detector: &mut Detector, limits: Limits,
+    stream: &TcpStream,
+    scratch: &mut [u8],
+    bytes: &mut Vec<u8>,
+    detector: &mut Detector,
+    limits: Limits,
 ) -> Result<Option<Preface>, PeekError> {
     let room = limits.max_hello.saturating_sub(bytes.len()).clamp(1, scratch.len());
     let buf = scratch.get_mut(..room).unwrap_or_default();
     match stream.try_read(buf) {
         Ok(0) => Err(PeekError::Closed),
         Ok(n) => {
-            bytes.reserve_exact(n);
+            if bytes.is_empty() {
+                // Most hellos come whole; others grow by doubling, so that many small reads stay cheap.
+                bytes.reserve_exact(n);
+            }
             bytes.extend_from_slice(buf.get(..n).unwrap_or_default());
             detector.advance(bytes).map_err(PeekError::Hello)
         }
@@ -129,9 +140,9 @@ impl PeekError {
     pub(super) fn refusal(&self) -> Refusal {
         match self {
             Self::Timeout | Self::Closed | Self::Reset => Refusal::Close,
-            Self::Hello(HelloError::NotHandshake | HelloError::NotClientHello | HelloError::TrailingBytes) => {
-                Refusal::Alert(alert::UNEXPECTED_MESSAGE)
-            }
+            Self::Hello(
+                HelloError::NotHandshake | HelloError::NotClientHello | HelloError::TrailingBytes,
+            ) => Refusal::Alert(alert::UNEXPECTED_MESSAGE),
             Self::Hello(HelloError::RecordLength | HelloError::Syntax) => Refusal::Alert(alert::DECODE_ERROR),
             Self::Hello(
                 HelloError::TooLarge

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
-use super::accept::Accepted;
-use super::context::{Context, ListenerContext, Live};
+use super::context::{Accepted, Context, ListenerContext, Live};
+use super::metrics::Action;
 use super::peek::Peeked;
 use super::termination::{Stage, Termination};
 use crate::config::LogFormat;
@@ -19,17 +19,6 @@ use crate::guard::Rejection;
 use crate::net::{Direction, Meter};
 use crate::peek::{Alpn, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
-
-/// What became of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
-    /// Passed through to a backend, or meant to be.
-    Passthrough,
-    /// Refused, by a route or by a policy.
-    Reject,
-    /// It ended before that was decided.
-    None,
-}
 
 /// The story of a connection. Dropped without an end, it was forced.
 #[derive(Debug)]
@@ -71,18 +60,6 @@ struct Counts {
 pub(super) struct TrafficMeter<'a> {
     counts: &'a Counts,
     traffic: Option<&'a Traffic>,
-}
-
-impl Action {
-    pub(super) const ALL: [Self; 3] = [Self::Passthrough, Self::Reject, Self::None];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Passthrough => "passthrough",
-            Self::Reject => "reject",
-            Self::None => "none",
-        }
-    }
 }
 
 impl ConnRecord {
@@ -224,7 +201,10 @@ impl Meter for TrafficMeter<'_> {
 
 /// Tells of a connection that was refused at accept; of some, when there are many.
 pub(super) fn tell_rejection(
-    rejection: Rejection, client: SocketAddr, listener: &ListenerContext, cx: &Context,
+    rejection: Rejection,
+    client: SocketAddr,
+    listener: &ListenerContext,
+    cx: &Context,
 ) {
     let Some(format) = cx.shared.access_log.format() else { return };
     let now = Timestamp::now();
@@ -300,7 +280,8 @@ fn logfmt(value: &serde_json::Value) -> String {
             }
             other => other.to_string(),
         };
-        let bare = !text.is_empty() && !text.contains([' ', '"', '=', '\\']) && !text.chars().any(char::is_control);
+        let bare =
+            !text.is_empty() && !text.contains([' ', '"', '=', '\\']) && !text.chars().any(char::is_control);
         let text = if bare { text } else { serde_json::Value::String(text).to_string() };
         let space = if line.is_empty() { "" } else { " " };
         // Writing to a string cannot fail.

@@ -129,7 +129,11 @@ impl Sources {
 
     fn shard(&self, key: ClientKey) -> MutexGuard<'_, Shard> {
         let hash = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0);
-        lock(self.shards.get(hash).unwrap_or_else(|| unreachable!("the remainder is below the number of shards")))
+        lock(
+            self.shards
+                .get(hash)
+                .unwrap_or_else(|| unreachable!("the remainder is below the number of shards")),
+        )
     }
 }
 
@@ -178,7 +182,8 @@ mod tests {
     use crate::config::Rate;
 
     fn limits(rate: Option<(u32, u32)>, per_ip: Option<u32>) -> Limits {
-        let rate = rate.map(|(count, burst)| RateLimit { rate: Rate { count, period: Duration::from_secs(1) }, burst });
+        let rate = rate
+            .map(|(count, burst)| RateLimit { rate: Rate { count, period: Duration::from_secs(1) }, burst });
         Limits { allow: vec![], deny: vec![], rate, per_ip, before_hello: None, total: None }
     }
 
@@ -211,7 +216,11 @@ mod tests {
             drop(sources.admit(key(n), now));
         }
         assert!(sources.len() <= 4 * SHARDS);
-        assert_eq!(sources.admit(offender, now).map(drop), Err(Rejection::RateLimit), "the offender is still known");
+        assert_eq!(
+            sources.admit(offender, now).map(drop),
+            Err(Rejection::RateLimit),
+            "the offender is still known"
+        );
         let fresh = (10_000..20_000).filter(|n| sources.admit(key(*n), now).is_ok()).count();
         assert_eq!(fresh, 0, "all newcomers share one spent entry a shard");
         let later = now + Duration::from_secs(60);

@@ -49,7 +49,9 @@ pub enum AddrError {
     #[error("`{0}` is a name; listen on an IP address, or on `:443` for all of them")]
     NameToListen(String),
     /// A scheme that says something this build cannot do to a backend.
-    #[error("`{0}://` is not a scheme for a passthrough route; write `host:port`, `tcp://host:port` or `unix:/path`")]
+    #[error(
+        "`{0}://` is not a scheme for a passthrough route; write `host:port`, `tcp://host:port` or `unix:/path`"
+    )]
     Scheme(String),
     /// `unix:` without an absolute path.
     #[error("`unix:` needs an absolute path, as in `unix:/run/app.sock`")]
@@ -110,7 +112,11 @@ impl FromStr for UpstreamAddr {
     fn from_str(text: &str) -> Result<Self, AddrError> {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = Path::new(path.strip_prefix("//").unwrap_or(path));
-            return if path.is_absolute() { Ok(Self::Unix(path.to_owned())) } else { Err(AddrError::RelativePath) };
+            return if path.is_absolute() {
+                Ok(Self::Unix(path.to_owned()))
+            } else {
+                Err(AddrError::RelativePath)
+            };
         }
         let text = match text.split_once("://") {
             Some(("tcp", rest)) => rest,
@@ -118,10 +124,15 @@ impl FromStr for UpstreamAddr {
             None => text,
         };
         if let Ok(socket) = text.parse::<SocketAddr>() {
-            return if socket.port() == 0 { Err(AddrError::BadPort("0".to_owned())) } else { Ok(Self::Ip(socket)) };
+            return if socket.port() == 0 {
+                Err(AddrError::BadPort("0".to_owned()))
+            } else {
+                Ok(Self::Ip(socket))
+            };
         }
         let (host, port) = split_port(text)?;
-        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(|| AddrError::BadPort(port.to_owned()))?;
+        let port =
+            port.parse().ok().filter(|port| *port != 0).ok_or_else(|| AddrError::BadPort(port.to_owned()))?;
         if !is_host_name(host) {
             return Err(AddrError::BadHost(host.to_owned()));
         }
@@ -202,7 +213,10 @@ mod tests {
         let parse = |text: &str| text.parse::<UpstreamAddr>();
         assert_eq!(parse("10.0.0.1:443"), Ok(UpstreamAddr::Ip("10.0.0.1:443".parse().unwrap())));
         assert_eq!(parse("tcp://[::1]:1"), Ok(UpstreamAddr::Ip("[::1]:1".parse().unwrap())));
-        assert_eq!(parse("App.internal:80"), Ok(UpstreamAddr::Name { host: "app.internal".into(), port: 80 }));
+        assert_eq!(
+            parse("App.internal:80"),
+            Ok(UpstreamAddr::Name { host: "app.internal".into(), port: 80 })
+        );
         assert_eq!(parse("unix:/run/a.sock"), Ok(UpstreamAddr::Unix("/run/a.sock".into())));
         assert_eq!(parse("unix:a.sock"), Err(AddrError::RelativePath));
         assert_eq!(parse("app"), Err(AddrError::NoPort("app".into())));

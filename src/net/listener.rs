@@ -54,8 +54,8 @@ fn open(addr: ListenAddr) -> io::Result<(Socket, SocketAddr)> {
 /// `AddrInUse` when another program has the port, or what else the kernel says.
 pub fn probe(addr: ListenAddr) -> io::Result<()> {
     let (socket, addr) = open(addr)?;
-    socket.bind(&addr.into())?;
-    socket.listen(0)
+    // Without listening: a client must not get into the queue of a socket that is closed at once.
+    socket.bind(&addr.into())
 }
 
 /// A listening socket on a worker's runtime.
@@ -79,7 +79,10 @@ impl Listener {
     ///
     /// # Panics
     /// Outside a runtime.
-    #[allow(deprecated, reason = "its successor is unsafe for types that may change their descriptor; this one cannot")]
+    #[allow(
+        deprecated,
+        reason = "its successor is unsafe for types that may change their descriptor; this one cannot"
+    )]
     pub fn new(socket: TcpListener) -> io::Result<Self> {
         AsyncFd::with_interest(socket, Interest::READABLE).map(Self)
     }

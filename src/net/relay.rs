@@ -120,7 +120,12 @@ impl Scratch {
 ///
 /// Both connections are left open: how they are closed is the caller's choice and follows from the end.
 pub async fn relay<C, U>(
-    client: &mut C, upstream: &mut U, prefix: Box<[u8]>, scratch: &Scratch, limits: IdleLimits, meter: &impl Meter,
+    client: &mut C,
+    upstream: &mut U,
+    prefix: Box<[u8]>,
+    scratch: &Scratch,
+    limits: IdleLimits,
+    meter: &impl Meter,
 ) -> RelayEnd
 where
     C: AsyncRead + AsyncWrite + Unpin,
@@ -189,7 +194,12 @@ impl Flow {
     /// the source failed already, the kernel has told so and now reports a mere end: that is no end of stream
     /// to pass on.
     fn poll<S, D>(
-        &mut self, cx: &mut Context<'_>, source: &mut S, destination: &mut D, scratch: &Scratch, meter: &impl Meter,
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        destination: &mut D,
+        scratch: &Scratch,
+        meter: &impl Meter,
         source_failed: bool,
     ) -> bool
     where
@@ -222,7 +232,12 @@ impl Flow {
     }
 
     fn poll_read<S, D>(
-        &mut self, cx: &mut Context<'_>, source: &mut S, destination: &mut D, scratch: &Scratch, meter: &impl Meter,
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        destination: &mut D,
+        scratch: &Scratch,
+        meter: &impl Meter,
     ) -> Poll<bool>
     where
         S: AsyncRead + Unpin,
@@ -246,7 +261,11 @@ impl Flow {
     }
 
     fn write_or_park<D: AsyncWrite + Unpin>(
-        &mut self, cx: &mut Context<'_>, destination: &mut D, mut bytes: &[u8], meter: &impl Meter,
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut D,
+        mut bytes: &[u8],
+        meter: &impl Meter,
     ) {
         while !bytes.is_empty() {
             match Pin::new(&mut *destination).poll_write(cx, bytes) {
@@ -265,7 +284,10 @@ impl Flow {
     }
 
     fn poll_parked<D: AsyncWrite + Unpin>(
-        &mut self, cx: &mut Context<'_>, destination: &mut D, meter: &impl Meter,
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut D,
+        meter: &impl Meter,
     ) -> Poll<bool> {
         let State::Parked { bytes, written } = &mut self.state else { return Poll::Ready(false) };
         let rest = bytes.get(*written..).unwrap_or_default();

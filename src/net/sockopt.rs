@@ -23,7 +23,9 @@ const USER_TIMEOUT: Duration = Duration::from_secs(90);
 pub(super) fn relayed(socket: SockRef<'_>) -> io::Result<()> {
     // Small messages of both sides pass at once; the endpoints decide about batching.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL),
+    )?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 

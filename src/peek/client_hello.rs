@@ -179,7 +179,8 @@ impl HelloReader {
 fn record_length(record: &[u8]) -> Result<Option<usize>, HelloError> {
     // RFC 8446 §5.1: handshake messages are not interleaved with other types, and the version is ignored but
     // for its major number, which has been 3 since SSL 3.0.
-    if record.first().is_some_and(|kind| *kind != CONTENT_HANDSHAKE) || record.get(1).is_some_and(|v| *v != 3) {
+    if record.first().is_some_and(|kind| *kind != CONTENT_HANDSHAKE) || record.get(1).is_some_and(|v| *v != 3)
+    {
         return Err(HelloError::NotHandshake);
     }
     let (Some(high), Some(low)) = (record.get(3), record.get(4)) else { return Ok(None) };

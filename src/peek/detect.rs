@@ -7,8 +7,24 @@ use super::{Preface, Protocol};
 /// pseudo-method of the HTTP/2 preface (RFC 9113 §3.4). A closed list, because other line protocols begin
 /// with capital letters too.
 const METHODS: [&[u8]; 18] = [
-    b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH ", b"PRI ",
-    b"PROPFIND ", b"PROPPATCH ", b"MKCOL ", b"COPY ", b"MOVE ", b"LOCK ", b"UNLOCK ", b"REPORT ",
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"CONNECT ",
+    b"OPTIONS ",
+    b"TRACE ",
+    b"PATCH ",
+    b"PRI ",
+    b"PROPFIND ",
+    b"PROPPATCH ",
+    b"MKCOL ",
+    b"COPY ",
+    b"MOVE ",
+    b"LOCK ",
+    b"UNLOCK ",
+    b"REPORT ",
 ];
 const SSH: [&[u8]; 1] = [b"SSH-"];
 /// The bytes by which a TLS connection is known for good: a handshake record of major version 3. From there
@@ -120,7 +136,13 @@ mod tests {
                 assert_eq!(detect(&bytes[..len]), None, "{} bytes of {}", len, bytes.escape_ascii());
             }
             for len in telling..=bytes.len() {
-                assert_eq!(detect(&bytes[..len]), Some(protocol), "{} bytes of {}", len, bytes.escape_ascii());
+                assert_eq!(
+                    detect(&bytes[..len]),
+                    Some(protocol),
+                    "{} bytes of {}",
+                    len,
+                    bytes.escape_ascii()
+                );
             }
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Decision, Query, RouteTable};
-use crate::config::{ActionConfig, ExpectedAction, Expectation, Origin, RejectWith, TestCase, TestInput};
+use crate::config::{ActionConfig, Expectation, ExpectedAction, Origin, RejectWith, TestCase, TestInput};
 use crate::peek::{Alpn, ClientHello, Preface};
 
 /// The client of a test that names none: TEST-NET-1 (RFC 5737).
@@ -102,7 +102,9 @@ impl fmt::Display for Decision<'_> {
                 }
                 write!(f, " by route `{}` ({})", route.config.name, route.config.origin)
             }
-            Self::NoRoute(why, with) => write!(f, "reject ({with}) because no route matches: policy {}", why.as_str()),
+            Self::NoRoute(why, with) => {
+                write!(f, "reject ({with}) because no route matches: policy {}", why.as_str())
+            }
         }
     }
 }

@@ -5,7 +5,9 @@ use crate::config::Config;
 use crate::peek::{Alpn, ClientHello};
 
 fn table(routes: &str) -> RouteTable {
-    let text = format!("[[listener]]\nname = \"a\"\nbind = \":1\"\n[[listener]]\nname = \"b\"\nbind = \":2\"\n{routes}");
+    let text = format!(
+        "[[listener]]\nname = \"a\"\nbind = \":1\"\n[[listener]]\nname = \"b\"\nbind = \":2\"\n{routes}"
+    );
     match Config::parse(Path::new("test.toml"), &text) {
         Ok(config) => RouteTable::new(&config),
         Err(errors) => panic!("{}", errors.render(false)),
@@ -116,7 +118,8 @@ fn conditions_rank_listener_then_alpn_then_the_longest_network() {
         ]
         .concat(),
     );
-    let find = |alpn: &[&str], client: &str, listener: &str| find(&table, &tls("app.test", alpn), client, listener);
+    let find =
+        |alpn: &[&str], client: &str, listener: &str| find(&table, &tls("app.test", alpn), client, listener);
     assert_eq!(find(&[], "192.0.2.1", "a"), "plain");
     assert_eq!(find(&[], "10.9.0.1", "a"), "wide");
     assert_eq!(find(&[], "10.1.0.1", "a"), "narrow");
@@ -142,11 +145,8 @@ fn of_two_alpn_routes_the_clients_first_choice_wins() {
 #[test]
 fn a_route_whose_conditions_fail_gives_way_to_a_less_specific_one() {
     let table = table(
-        &[
-            route("inside", "sni = \"app.test\"\nfrom = \"10.0.0.0/8\""),
-            route("others", "sni = \"*.test\""),
-        ]
-        .concat(),
+        &[route("inside", "sni = \"app.test\"\nfrom = \"10.0.0.0/8\""), route("others", "sni = \"*.test\"")]
+            .concat(),
     );
     assert_eq!(find(&table, &tls("app.test", &[]), "10.0.0.1", "a"), "inside");
     assert_eq!(find(&table, &tls("app.test", &[]), "192.0.2.1", "a"), "others");
@@ -172,7 +172,8 @@ fn the_printed_order_is_the_order_of_lookups() {
         ]
         .concat(),
     );
-    let names: Vec<_> = table.precedence().into_iter().map(|(_, route)| route.config.name.to_string()).collect();
+    let names: Vec<_> =
+        table.precedence().into_iter().map(|(_, route)| route.config.name.to_string()).collect();
     assert_eq!(names, ["h2", "plain", "long", "short", "any"]);
 }
 
@@ -182,7 +183,9 @@ fn each_step_of_a_lookup_is_told() {
     let preface = tls("a.b.test", &[]);
     let query = Query { preface: &preface, client: "192.0.2.1".parse().unwrap(), listener: "a" };
     let mut steps = Vec::new();
-    table.find_traced(&query, |step| steps.push((step.probe.to_string(), step.outcome.map(|(_, verdict)| verdict))));
+    table.find_traced(&query, |step| {
+        steps.push((step.probe.to_string(), step.outcome.map(|(_, verdict)| verdict)))
+    });
     let expected = [
         ("exact name a.b.test".to_owned(), None),
         ("wildcard *.b.test".to_owned(), None),

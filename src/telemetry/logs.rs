@@ -35,7 +35,8 @@ pub fn start(filter: &str, style: Option<LogStyle>) -> Result<(), LogError> {
     use tracing_subscriber::util::SubscriberInitExt;
     let terminal = io::stderr().is_terminal();
     let style = style.unwrap_or(if terminal { LogStyle::Text } else { LogStyle::Json });
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(EnvFilter::try_new(filter)?);
+    let builder =
+        tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(EnvFilter::try_new(filter)?);
     match style {
         LogStyle::Text => {
             let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

@@ -27,8 +27,11 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Queries under way at once: a configuration of a thousand names does not flood its nameserver.
 const CONCURRENT: usize = 32;
 
-const LOOKUPS: Family =
-    Family { name: "portcullis_dns_lookups_total", help: "Names of backends looked up.", labels: &["result"] };
+const LOOKUPS: Family = Family {
+    name: "portcullis_dns_lookups_total",
+    help: "Names of backends looked up.",
+    labels: &["result"],
+};
 
 /// The names of a configuration. Dropping it ends their tasks.
 #[derive(Debug)]
@@ -52,7 +55,9 @@ pub struct ResolvedName {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// No nameserver is known, or the system's configuration cannot be read.
-    #[error("the DNS configuration of the system cannot be used; set `dns = {{ servers = [\"192.0.2.53\"] }}`")]
+    #[error(
+        "the DNS configuration of the system cannot be used; set `dns = {{ servers = [\"192.0.2.53\"] }}`"
+    )]
     System(#[source] NetError),
 }
 

@@ -32,7 +32,8 @@ impl Meter for Counts {
     }
 }
 
-const LIMITS: IdleLimits = IdleLimits { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
+const LIMITS: IdleLimits =
+    IdleLimits { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed ^ (i >> 8) as u8).collect()

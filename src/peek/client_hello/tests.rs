@@ -41,7 +41,8 @@ fn sni(name: &[u8]) -> Vec<u8> {
 /// A handshake message with these extensions, header included.
 fn message(extensions: &[Vec<u8>]) -> Vec<u8> {
     let body =
-        [&[3, 3], [7; 32].as_slice(), &[0], &vec16(&[0x13, 0x01]), &[1, 0], &vec16(&extensions.concat())].concat();
+        [&[3, 3], [7; 32].as_slice(), &[0], &vec16(&[0x13, 0x01]), &[1, 0], &vec16(&extensions.concat())]
+            .concat();
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
     [&[1], &length[1..], &body].concat()
 }
@@ -132,7 +133,10 @@ fn server_names_that_could_be_read_in_two_ways_are_refused() {
     assert_eq!(list(&vec16(&entry(b""))), Err(HelloError::Name(NameError::Empty)));
     assert_eq!(list(&[vec16(&entry(b"a.test")), vec![0]].concat()), Err(HelloError::Syntax));
     assert_eq!(list(&vec16(&entry(b"10.0.0.1"))), Err(HelloError::Name(NameError::IpLiteral)));
-    assert_eq!(read(&record(&message(&[sni(b"a.test"), sni(b"a.test")]))), Err(HelloError::DuplicateExtension));
+    assert_eq!(
+        read(&record(&message(&[sni(b"a.test"), sni(b"a.test")]))),
+        Err(HelloError::DuplicateExtension)
+    );
     let apart = message(&[sni(b"a.test"), extension(0x5a5a, b""), extension(0x5a5a, b"")]);
     assert_eq!(read(&record(&apart)), Err(HelloError::DuplicateExtension));
 }
@@ -234,7 +238,10 @@ fn the_oracle_reads_names() {
     let hello = rustls_hello(Some("a.test"), &["h2"], true);
     let reduced = record(&reduced(&hello[RECORD_HEADER..]));
     assert_eq!(rustls_reads(&reduced), Some((Some("a.test".to_owned()), vec![b"h2".to_vec()])));
-    let two_names = vec16(&[[&[0], vec16(b"a.test").as_slice()].concat(), [&[0], vec16(b"b.test").as_slice()].concat()].concat());
+    let two_names = vec16(
+        &[[&[0], vec16(b"a.test").as_slice()].concat(), [&[0], vec16(b"b.test").as_slice()].concat()]
+            .concat(),
+    );
     assert_eq!(rustls_reads(&record(&message(&[extension(0, &two_names)]))), None);
 }
 

@@ -1,0 +1,17 @@
+# Commands for people; `.ci/run` does not need this file's runner.
+
+# All that CI checks.
+ci:
+    .ci/run
+
+# The tests, with the servers that they need.
+test *args:
+    tests/run {{args}}
+
+# Each fuzz target for a while.
+fuzz seconds="300":
+    fuzz/smoke {{seconds}}
+
+# The benches of single functions.
+bench:
+    cargo bench

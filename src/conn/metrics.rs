@@ -1,0 +1,108 @@
+//! What is counted of a listener's connections.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::peek::PeekError;
+use crate::guard::Rejection;
+use crate::telemetry::{Family, Registry};
+
+const CONNECTIONS: Family = Family {
+    name: "portcullis_connections_total",
+    help: "Connections that ended, by what became of them; none: they ended before that was decided.",
+    labels: &["listener", "action"],
+};
+const ACTIVE: Family =
+    Family { name: "portcullis_connections_active", help: "Connections open now.", labels: &["listener"] };
+const REJECTED: Family = Family {
+    name: "portcullis_connections_rejected_total",
+    help: "Connections refused at accept by a limit on their address.",
+    labels: &["listener", "reason"],
+};
+const ACCEPT_ERRORS: Family = Family {
+    name: "portcullis_accept_errors_total",
+    help: "Failed calls to accept a connection; shortage: descriptors or memory ran out.",
+    labels: &["listener", "kind"],
+};
+const HELLO_TIME: Family = Family {
+    name: "portcullis_clienthello_duration_seconds",
+    help: "Time from accept until the first bytes told what the connection is.",
+    labels: &["listener"],
+};
+const HELLO_ERRORS: Family = Family {
+    name: "portcullis_clienthello_errors_total",
+    help: "Connections whose first bytes told nothing usable.",
+    labels: &["listener", "reason"],
+};
+
+/// The metrics of a listener.
+#[derive(Debug)]
+pub(super) struct ListenerMetrics {
+    pub(super) active: Gauge,
+    actions: [Counter; Action::ALL.len()],
+    rejected: [Counter; Rejection::ALL.len()],
+    pub(super) accept_shortage: Counter,
+    pub(super) accept_other: Counter,
+    hello_time: Histogram,
+    hello_errors: [Counter; PeekError::REASONS.len()],
+}
+
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Passed through to a backend, or meant to be.
+    Passthrough,
+    /// Refused, by a route or by a policy.
+    Reject,
+    /// It ended before that was decided.
+    None,
+}
+
+impl ListenerMetrics {
+    pub(super) fn new(listener: &str, registry: &Registry) -> Self {
+        let counter = |family: &Family, value: &str| registry.counter(family, &[listener, value]);
+        Self {
+            active: registry.gauge(&ACTIVE, &[listener]),
+            actions: Action::ALL.map(|action| counter(&CONNECTIONS, action.as_str())),
+            rejected: Rejection::ALL.map(|rejection| counter(&REJECTED, rejection.as_str())),
+            accept_shortage: counter(&ACCEPT_ERRORS, "shortage"),
+            accept_other: counter(&ACCEPT_ERRORS, "other"),
+            hello_time: registry.histogram(&HELLO_TIME, &[listener]),
+            hello_errors: PeekError::REASONS.map(|reason| counter(&HELLO_ERRORS, reason)),
+        }
+    }
+
+    pub(super) fn ended(&self, action: Action) {
+        let counters = Action::ALL.iter().zip(&self.actions);
+        counters.filter(|(which, _)| **which == action).for_each(|(_, counter)| counter.increment(1));
+    }
+
+    pub(super) fn rejected(&self, rejection: Rejection) {
+        let counters = Rejection::ALL.iter().zip(&self.rejected);
+        counters.filter(|(which, _)| **which == rejection).for_each(|(_, counter)| counter.increment(1));
+    }
+
+    pub(super) fn hello_read(&self, took: Duration) {
+        self.hello_time.record(took);
+    }
+
+    pub(super) fn hello_failed(&self, error: &PeekError) {
+        let counters = PeekError::REASONS.iter().zip(&self.hello_errors);
+        counters
+            .filter(|(reason, _)| **reason == error.reason())
+            .for_each(|(_, counter)| counter.increment(1));
+    }
+}
+
+impl Action {
+    pub(super) const ALL: [Self; 3] = [Self::Passthrough, Self::Reject, Self::None];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Passthrough => "passthrough",
+            Self::Reject => "reject",
+            Self::None => "none",
+        }
+    }
+}
