@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::backend::Backend;
 use crate::support::client::{
-    End, Outcome, connect, connect_from, loopback, outcome, probe, probe_from, read_to_end, served, timed,
+    Outcome, connect, connect_from, loopback, outcome, probe, probe_from, served, timed, try_connect,
 };
 use crate::support::hello::to;
 use crate::support::proxy::Proxy;
@@ -25,11 +25,12 @@ fn a_flood_from_one_address_costs_little_and_hurts_nobody_else() {
     let cpu = proxy.process.cpu();
     let (took, ()) = timed(|| {
         in_parallel(4, FLOOD, |number| {
-            let mut stream = connect(addr);
-            if number % 100 == 0 {
+            let Ok(mut stream) = try_connect(Ipv4Addr::LOCALHOST, addr) else { return };
+            if number % 20 == 0 {
                 outcome(&mut stream, &hello, SOON);
-            } else if number % 10 == 0 {
-                assert_ne!(read_to_end(&mut stream, SOON).end, End::Open);
+            } else {
+                // Refused connections may be gone already.
+                let _ = std::io::Write::write_all(&mut stream, &hello);
             }
         });
     });
@@ -38,6 +39,7 @@ fn a_flood_from_one_address_costs_little_and_hurts_nobody_else() {
         "{FLOOD} connections in {took:?}: {each:?} of processor time each, {} in all at the backend",
         backend.hits()
     );
+    assert!(backend.hits() > 0, "the burst was refused too");
     assert!(backend.hits() <= BURST + took.as_secs() as usize + 1, "{} got through", backend.hits());
     assert!(each <= Duration::from_micros(40), "{each:?} for a refused connection");
     for other in 2..12 {
@@ -87,7 +89,7 @@ fn without_descriptors_it_waits_quietly_and_recovers_at_once() {
 fn without_a_cap_in_the_configuration_the_limit_of_files_sets_one() {
     let backend = Backend::tagged("a");
     let mut proxy = Proxy::start_under(
-        &["prlimit", "--nofile=64:64"],
+        &["prlimit", "--nofile=128:128"],
         &format!(
             "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\ntimeouts = {{ hello = '1m' }}\n{UNLIMITED}\
              [[route]]\nsni = 'a.test'\nto = '{backend}'\n"

@@ -1,6 +1,6 @@
 //! Clients that look closely at how a connection ends.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -50,14 +50,19 @@ pub(crate) fn connect(addr: SocketAddr) -> TcpStream {
 
 /// A connection from some address of 127.0.0.0/8.
 pub(crate) fn connect_from(source: Ipv4Addr, addr: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    try_connect(source, addr).unwrap_or_else(|error| panic!("{source} to {addr}: {error}"))
+}
+
+/// The same where the connection may be refused as soon as it is there.
+pub(crate) fn try_connect(source: Ipv4Addr, addr: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     if source != Ipv4Addr::LOCALHOST {
-        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+        socket.bind(&SocketAddr::from((source, 0)).into())?;
     }
-    socket.connect_timeout(&addr.into(), SOON).unwrap_or_else(|error| panic!("{source} to {addr}: {error}"));
+    socket.connect_timeout(&addr.into(), SOON)?;
     let stream = TcpStream::from(socket);
-    stream.set_nodelay(true).unwrap();
-    stream
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Closes with RST.
@@ -117,7 +122,11 @@ pub(crate) fn probe(addr: SocketAddr, bytes: &[u8]) -> Outcome {
 
 /// The same from some address of 127.0.0.0/8.
 pub(crate) fn probe_from(source: Ipv4Addr, addr: SocketAddr, bytes: &[u8]) -> Outcome {
-    outcome(&mut connect_from(source, addr), bytes, SOON)
+    match try_connect(source, addr) {
+        Ok(mut stream) => outcome(&mut stream, bytes, SOON),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Outcome::Reset,
+        Err(error) => panic!("{source} to {addr}: {error}"),
+    }
 }
 
 /// Sends `bytes` on an open connection and says what became of it.
