@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use crate::net::{ListenAddr, UpstreamAddr};
 use crate::peek::{Protocol, ServerName};
 
+mod decode;
 mod error;
 mod file;
 mod overlap;
@@ -23,6 +24,7 @@ mod resolve;
 mod schema;
 mod source;
 mod units;
+mod values;
 
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use pattern::{NamePattern, NameRegex};
@@ -337,6 +339,17 @@ pub struct Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sni(pattern) => pattern.fmt(f),
+            Self::NoSni => f.write_str("none"),
+            Self::Protocol(protocol) => write!(f, "protocol:{protocol}"),
+            Self::Anything => f.write_str("protocol:any"),
+        }
     }
 }
 

@@ -390,17 +390,6 @@ impl NoRoute {
     }
 }
 
-impl fmt::Display for RouteKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sni(pattern) => pattern.fmt(f),
-            Self::NoSni => f.write_str("none"),
-            Self::Protocol(protocol) => write!(f, "protocol:{protocol}"),
-            Self::Anything => f.write_str("protocol:any"),
-        }
-    }
-}
-
 impl fmt::Display for Probe<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

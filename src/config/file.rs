@@ -1,0 +1,221 @@
+//! The shapes of the TOML file. The docs of the keys are the descriptions in the JSON schema.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::decode::{Either, OneOrMany, Tables, Whole, shape};
+use super::units::{ByteSize, Rate};
+use super::values::{
+    AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol, WordOr,
+};
+use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, RejectWith};
+use crate::net::{ListenAddr, UpstreamAddr};
+use crate::peek::ServerName;
+
+shape! {
+    /// A configuration file of Portcullis.
+    struct File {
+        /// Addresses to accept on, as in `":443"`; the short form of one `[[listener]]` named `default`.
+        listen: OneOrMany<ListenAddr>,
+        /// How long a client of the listener `default` may stay silent before its protocol counts as `silent`.
+        silent_after: Duration,
+        /// Named groups of addresses to accept on.
+        listener: Tables<Listener>,
+        /// More files to read; patterns are relative to the folder of this file.
+        include: OneOrMany<String>,
+        /// Data-plane threads; `"auto"` is one a core.
+        workers: WordOr<Auto, Whole<1, 1024>>,
+        /// The largest ClientHello accepted, from 512B to 64KiB.
+        max_hello_size: ByteSize,
+        /// Deadlines and idle limits.
+        timeouts: Timeouts,
+        /// New connections an address; a string is `per_ip`.
+        rate_limit: Either<WordOr<Off, Rate>, RateLimit>,
+        /// Concurrent connections; a number is `per_ip`.
+        connection_limit: Either<WordOr<Off, Whole<1, { u32::MAX }>>, ConnectionLimit>,
+        /// Only these networks may connect; the longest prefix of `allow` and `deny` decides.
+        allow: OneOrMany<IpNet>,
+        /// These networks may not connect.
+        deny: OneOrMany<IpNet>,
+        /// What happens when the hello names a server that no route knows.
+        unknown_sni: RejectWith,
+        /// What happens when the hello names no server and no route has `sni = "none"`.
+        no_sni: RejectWith,
+        /// What happens to what is not TLS, when no route takes that protocol.
+        unknown_protocol: RejectWith,
+        /// How names of backends are resolved.
+        dns: Dns,
+        /// Where metrics and health are served; a string is `bind`.
+        admin: Either<WordOr<Off, AdminAddr>, Admin>,
+        /// Where the line a connection goes; a string is `to`.
+        access_log: Either<LogTarget, AccessLog>,
+        /// What matches, and what becomes of it.
+        route: Tables<Route>,
+        /// Made-up connections and what must become of them; run by `check` and before every reload.
+        test: Tables<Test>,
+    }
+}
+
+shape! {
+    /// A named group of addresses to accept on.
+    struct Listener {
+        /// The name that routes, logs and metrics use.
+        name: ListenerName = required,
+        /// Addresses to accept on, as in `":443"` or `"[::1]:443"`.
+        bind: OneOrMany<ListenAddr> = required,
+        /// How long a client may stay silent before its protocol counts as `silent`.
+        silent_after: Duration,
+    }
+}
+
+shape! {
+    /// Deadlines and idle limits.
+    struct Timeouts {
+        /// From accept to the complete hello; no byte renews it.
+        hello: Duration,
+        /// One attempt to connect to a backend.
+        connect: Duration,
+        /// A relayed connection without a byte in either direction.
+        idle: Duration,
+        /// The same once one direction has ended.
+        half_closed: Duration,
+        /// From the signal to stop until open connections are closed.
+        drain: Duration,
+    }
+}
+
+shape! {
+    /// New connections an address.
+    struct RateLimit {
+        /// The average for each address (IPv4 /32, IPv6 /64).
+        per_ip: Rate = required,
+        /// How many may come at once; by default the number in `per_ip`.
+        burst: Whole<1, { u32::MAX }>,
+    }
+}
+
+shape! {
+    /// Concurrent connections.
+    struct ConnectionLimit {
+        /// For each address (IPv4 /32, IPv6 /64).
+        per_ip: WordOr<Off, Whole<1, { u32::MAX }>>,
+        /// For each address, of those whose hello is not complete.
+        before_hello: WordOr<Off, Whole<1, { u32::MAX }>>,
+        /// In all; `"auto"` derives it from the limit of open files.
+        total: WordOr<Auto, Whole<1, { u32::MAX }>>,
+    }
+}
+
+shape! {
+    /// How names of backends are resolved.
+    struct Dns {
+        /// Nameservers, an address with or without a port; by default those of `/etc/resolv.conf`.
+        servers: OneOrMany<Nameserver>,
+        /// Deadline of one query.
+        timeout: Duration,
+        /// Answers are kept at least this long, whatever their TTL.
+        min_ttl: Duration,
+        /// Answers are kept at most this long, whatever their TTL.
+        max_ttl: Duration,
+    }
+}
+
+shape! {
+    /// Where metrics and health are served.
+    struct Admin {
+        /// An address and port, or `unix:/path`.
+        bind: AdminAddr = required,
+        /// Networks that may ask; required for addresses outside loopback.
+        allow: OneOrMany<IpNet>,
+    }
+}
+
+shape! {
+    /// Where access-log lines go, and in which form.
+    struct AccessLog {
+        /// `stdout`, `stderr`, `off`, or an absolute path.
+        to: LogTarget,
+        /// `json` or `logfmt`.
+        format: LogFormat,
+    }
+}
+
+shape! {
+    /// What matches, and what becomes of it.
+    struct Route {
+        /// A name for logs and metrics; made from what the route matches if left out.
+        name: RouteName,
+        /// Server names: a name, `*.suffix`, `~regex`, `*` for any, `none` for a hello without one.
+        sni: OneOrMany<SniWord>,
+        /// ALPN protocol names, of which the client must offer one.
+        alpn: OneOrMany<AlpnName>,
+        /// Networks, of which one must contain the client's address.
+        from: OneOrMany<IpNet>,
+        /// Listeners, of which the connection must have come in on one.
+        listener: OneOrMany<ListenerName>,
+        /// What the first bytes are: `tls`, `http`, `ssh`, `unknown`, `silent`, or `any`.
+        protocol: OneOrMany<ProtocolWord>,
+        /// Backends: `host:port`, or `unix:/path`.
+        to: OneOrMany<UpstreamAddr>,
+        /// Refuse the connection, and how.
+        reject: RejectWith,
+        /// Timeouts of this route; those left out are the global ones.
+        timeouts: RouteTimeouts,
+    }
+}
+
+shape! {
+    /// Timeouts of a route.
+    struct RouteTimeouts {
+        /// One attempt to connect to a backend.
+        connect: Duration,
+        /// A relayed connection without a byte in either direction.
+        idle: Duration,
+        /// The same once one direction has ended.
+        half_closed: Duration,
+    }
+}
+
+shape! {
+    /// A made-up connection and what must become of it.
+    struct Test {
+        /// A name for the report.
+        name: String,
+        /// The ClientHello that the client sends.
+        hello: Hello,
+        /// The protocol that the client speaks instead of TLS.
+        protocol: TestProtocol,
+        /// The client's address.
+        from: IpAddr,
+        /// The listener it comes in on; by default the first.
+        listener: ListenerName,
+        /// What must become of it; a string is `action`.
+        expect: Either<ExpectedAction, Expect> = required,
+    }
+}
+
+shape! {
+    /// A ClientHello.
+    struct Hello {
+        /// Its server name; without it the hello names none.
+        sni: ServerName,
+        /// Its ALPN offers, in order.
+        alpn: OneOrMany<AlpnName>,
+    }
+}
+
+shape! {
+    /// What must become of a made-up connection; every key given must hold.
+    struct Expect {
+        /// `passthrough` or `reject`.
+        action: ExpectedAction,
+        /// The name of the route that takes it.
+        route: RouteName,
+        /// Backends that the route must have.
+        to: OneOrMany<UpstreamAddr>,
+        /// How it is refused.
+        reject: RejectWith,
+    }
+}

@@ -1,0 +1,154 @@
+//! The `[[test]]` assertions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::super::decode::{At, Either, Setting, quote, similar};
+use super::super::error::{ConfigError, ErrorKind};
+use super::super::file::{Expect, Hello, Test};
+use super::super::values::RouteName;
+use super::super::{Expectation, ExpectedAction, ListenerConfig, TestCase, TestInput};
+use super::routes::{Routes, find_listener};
+use super::{Input, Output};
+
+/// What a test is resolved against.
+struct Context<'a> {
+    listeners: &'a [ListenerConfig],
+    listeners_complete: bool,
+    routes: HashMap<&'a str, Arc<str>>,
+    routes_complete: bool,
+}
+
+/// All tests in file order.
+pub(super) fn resolve(
+    input: &Input,
+    listeners: &[ListenerConfig],
+    routes: &Routes,
+    out: &mut Output,
+) -> Vec<TestCase> {
+    let context = Context {
+        listeners,
+        listeners_complete: input.listeners_complete(listeners.len()),
+        routes: routes.found.iter().map(|route| (&*route.name, Arc::clone(&route.name))).collect(),
+        routes_complete: routes.complete,
+    };
+    input.tests().filter_map(|table| case(table, &context, out)).collect()
+}
+
+/// `None` when an error was reported; all errors of the test are.
+fn case(table: &At<Test>, context: &Context<'_>, out: &mut Output) -> Option<TestCase> {
+    let test = &table.value;
+    let input = test_input(table, out);
+    let listener = test
+        .listener
+        .given()
+        .map(|name| find_listener(name, context.listeners, context.listeners_complete, out));
+    let expect = expectation(test, context, out);
+    let input = input?;
+    let name = match test.name.given() {
+        Some(name) => name.value.clone(),
+        None => match &input {
+            TestInput::Hello { sni: Some(name), .. } => name.to_string(),
+            TestInput::Hello { sni: None, .. } => "no-sni".to_owned(),
+            TestInput::Protocol(protocol) => format!("protocol:{protocol}"),
+        },
+    };
+    Some(TestCase {
+        name: Arc::from(name),
+        input,
+        from: test.from.given().map(|at| at.value),
+        listener: listener.flatten(),
+        expect: expect?,
+        origin: table.place.origin(),
+    })
+}
+
+/// Exactly one of `hello` and `protocol`.
+fn test_input(table: &At<Test>, out: &mut Output) -> Option<TestInput> {
+    let test = &table.value;
+    match (test.hello.place(), test.protocol.place()) {
+        (Some(hello), Some(protocol)) => {
+            let message = "a test has either `hello` or `protocol`, not both";
+            out.report(
+                ConfigError::new(ErrorKind::Conflict, message).at(protocol).also(hello, "`hello` is here"),
+            );
+            None
+        }
+        (None, None) => {
+            let message = "the test does not say what the client sends";
+            let error = ConfigError::new(ErrorKind::MissingKey, message).at(&table.place);
+            out.report(error.hint("add `hello = { sni = \"app.example.com\" }` or `protocol = \"ssh\"`"));
+            None
+        }
+        (Some(_), None) => test.hello.given().and_then(|hello| hello_input(&hello.value)),
+        (None, Some(_)) => test.protocol.given().map(|at| TestInput::Protocol(at.value.0)),
+    }
+}
+
+fn hello_input(hello: &Hello) -> Option<TestInput> {
+    if hello.sni.is_bad() || hello.alpn.is_bad() {
+        return None;
+    }
+    Some(TestInput::Hello {
+        sni: hello.sni.given().map(|at| at.value.clone()),
+        alpn: hello.alpn.values().iter().map(|at| at.value.0.clone()).collect(),
+    })
+}
+
+fn expectation(test: &Test, context: &Context<'_>, out: &mut Output) -> Option<Expectation> {
+    let at = test.expect.given()?;
+    let table = match &at.value {
+        Either::Short(action) => {
+            return Some(Expectation { action: Some(*action), ..Expectation::default() });
+        }
+        Either::Table(table) => table,
+    };
+    let nothing = table.action.is_absent() && table.route.is_absent();
+    if nothing && table.to.is_absent() && table.reject.is_absent() {
+        let error = ConfigError::new(ErrorKind::MissingKey, "the test expects nothing").at(&at.place);
+        out.report(error.hint("give one of `action`, `route`, `to` and `reject`"));
+        return None;
+    }
+    check_contradiction(table, out);
+    let route = match &table.route {
+        Setting::Given(name) => Some(find_route(name, context, out)?),
+        Setting::Absent => None,
+        Setting::Bad(_) => return None,
+    };
+    out.check_repeated(table.to.values(), ToString::to_string);
+    Some(Expectation {
+        action: table.action.given().map(|at| at.value),
+        route,
+        to: table.to.values().iter().map(|at| at.value.clone()).collect(),
+        reject: table.reject.given().map(|at| at.value),
+    })
+}
+
+/// A rejected connection has no backend, and one that is passed through is not rejected.
+fn check_contradiction(expect: &Expect, out: &mut Output) {
+    let (to, reject) = (expect.to.place(), expect.reject.place());
+    let action = expect.action.given();
+    let is = |wanted: ExpectedAction| action.filter(|at| at.value == wanted).map(|at| &at.place);
+    let pairs = [(to, is(ExpectedAction::Reject)), (reject, is(ExpectedAction::Passthrough)), (to, reject)];
+    for (second, first) in pairs {
+        if let (Some(second), Some(first)) = (second, first) {
+            let error = ConfigError::new(ErrorKind::Conflict, "a connection that is rejected has no backend");
+            out.report(error.at(second).also(first, "contradicts this"));
+            return;
+        }
+    }
+}
+
+fn find_route(name: &At<RouteName>, context: &Context<'_>, out: &mut Output) -> Option<Arc<str>> {
+    let text = name.value.0.as_str();
+    let found = context.routes.get(text).cloned();
+    if found.is_none() && context.routes_complete {
+        let message = format!("there is no route {}", quote(text));
+        let error = ConfigError::new(ErrorKind::UnknownRoute, message).at(&name.place);
+        out.report(match similar(text, context.routes.keys().copied()) {
+            Some(name) => error.hint(format!("did you mean `{name}`?")),
+            None => error.hint("`check --effective` lists the routes with their names"),
+        });
+    }
+    found
+}

@@ -1,0 +1,382 @@
+//! Routes: what each matches, under which conditions, and where it leads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::decode::{At, Setting, quote, similar};
+use super::super::error::{ConfigError, ErrorKind};
+use super::super::file::{Route, RouteTimeouts};
+use super::super::overlap::{self, Placed};
+use super::super::source::Place;
+use super::super::units::duration_text;
+use super::super::values::{AlpnName, ListenerName, ProtocolWord, SniWord, checked_name};
+use super::super::{
+    ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig, RejectWith,
+    RouteConfig, RouteKey, Timeouts,
+};
+use super::{Input, Output, listeners, settings, string, strings};
+use crate::net::UpstreamAddr;
+use crate::peek::Protocol;
+
+/// What [`resolve`] gives.
+pub(super) struct Routes {
+    pub(super) found: Vec<RouteConfig>,
+    /// Whether every route that was written is in `found`.
+    pub(super) complete: bool,
+}
+
+/// What a route is resolved against.
+struct Context<'a> {
+    listeners: &'a [ListenerConfig],
+    /// Whether `listeners` holds all that were written.
+    complete: bool,
+    timeouts: &'a Timeouts,
+    /// Where the global timeouts come from: connect, idle, half-closed.
+    origins: [Option<Origin>; 3],
+}
+
+/// All routes in file order.
+pub(super) fn resolve(
+    input: &Input,
+    listeners: &[ListenerConfig],
+    timeouts: &Timeouts,
+    out: &mut Output,
+) -> Routes {
+    let origins = ["timeouts.connect", "timeouts.idle", "timeouts.half_closed"].map(|key| out.origin_of(key));
+    let complete = input.listeners_complete(listeners.len());
+    let context = Context { listeners, complete, timeouts, origins };
+    let mut names = Names::given(input, out);
+    let placed: Vec<_> = input.routes().filter_map(|table| route(table, &context, &mut names, out)).collect();
+    for error in overlap::check(&placed) {
+        out.report(error);
+    }
+    let written = input.files.iter().any(|file| file.route.place().is_some());
+    if !written && !input.incomplete {
+        let error = ConfigError::new(ErrorKind::MissingKey, "there is no route").at(&input.top);
+        out.report(
+            error.hint("write a `[[route]]` with `sni = \"app.example.com\"` and `to = \"10.0.0.1:443\"`"),
+        );
+    }
+    let bad = input.incomplete || input.files.iter().any(|file| file.route.is_bad());
+    let complete = !bad && placed.len() == input.routes().count();
+    Routes { found: placed.into_iter().map(|placed| placed.route).collect(), complete }
+}
+
+/// `None` when an error was reported; all errors of the route are.
+fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut Output) -> Option<Placed> {
+    let route = &table.value;
+    let keys = keys(table, out);
+    let listeners = listener_names(route, context, out);
+    out.check_repeated(route.alpn.values(), alpn_text);
+    out.check_repeated(route.from.values(), ToString::to_string);
+    let targets = targets(table, keys.as_deref(), context, out);
+    let bad = route.name.is_bad() || route.alpn.is_bad() || route.from.is_bad() || route.timeouts.is_bad();
+    let (keys, listeners, target) = (keys?, listeners?, targets?);
+    if bad {
+        return None;
+    }
+    let name = names.name(route, &keys);
+    note_match(&name, route, out);
+    let action = match target {
+        Target::Reject(with, place) => {
+            out.note(format!("route[{name}].reject"), string(with), Some(place));
+            ActionConfig::Reject(with)
+        }
+        Target::To(addrs) => ActionConfig::Passthrough(passthrough(&name, addrs, route, context, out)),
+    };
+    let alpn = &route.alpn;
+    let conditions = Conditions {
+        listeners,
+        alpn: alpn.given().map(|at| at.value.0.iter().map(|alpn| alpn.value.0.clone()).collect()),
+        from: route.from.given().map(|at| at.value.0.iter().map(|net| net.value).collect()),
+    };
+    let (keys, places) = keys.into_iter().unzip();
+    let origin = table.place.origin();
+    Some(Placed {
+        route: RouteConfig { name: Arc::from(name), keys, conditions, action, origin },
+        place: table.place.clone(),
+        keys: places,
+    })
+}
+
+/// What the route matches, and where that is written.
+fn keys(table: &At<Route>, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
+    let route = &table.value;
+    if route.sni.is_bad() || route.protocol.is_bad() {
+        return None;
+    }
+    out.check_repeated(route.sni.values(), ToString::to_string);
+    out.check_repeated(route.protocol.values(), ToString::to_string);
+    if let Some(sni) = route.sni.given() {
+        return sni_keys(route, &sni.place, out);
+    }
+    if !route.protocol.is_absent() {
+        return protocol_keys(route, out);
+    }
+    match route.alpn.place() {
+        Some(place) => Some(any_hello(place).into()),
+        None => {
+            let message = "the route says nothing about what it matches";
+            let error = ConfigError::new(ErrorKind::MissingKey, message).at(&table.place);
+            out.report(
+                error.hint("add `sni = \"app.example.com\"`, or `protocol = \"any\"` to match everything"),
+            );
+            None
+        }
+    }
+}
+
+/// Every ClientHello: with a name and without.
+fn any_hello(place: &Place) -> [(RouteKey, Place); 2] {
+    [(RouteKey::Sni(NamePattern::Any), place.clone()), (RouteKey::NoSni, place.clone())]
+}
+
+fn sni_keys(route: &Route, sni: &Place, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
+    let other = route.protocol.values().iter().find(|at| at.value != ProtocolWord::Is(Protocol::Tls));
+    if let Some(other) = other {
+        let message = format!("a route with `sni` matches TLS, and never `{}`", other.value);
+        let error =
+            ConfigError::new(ErrorKind::Conflict, message).at(&other.place).also(sni, "`sni` is here");
+        out.report(error.hint("write a second `[[route]]` for the other protocol"));
+        return None;
+    }
+    let key = |word: &SniWord| match word {
+        SniWord::Name(pattern) => RouteKey::Sni(pattern.clone()),
+        SniWord::None => RouteKey::NoSni,
+    };
+    Some(route.sni.values().iter().map(|at| (key(&at.value), at.place.clone())).collect())
+}
+
+fn protocol_keys(route: &Route, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
+    let words = route.protocol.values();
+    if let Some(any) = words.iter().find(|at| at.value == ProtocolWord::Any)
+        && words.len() > 1
+    {
+        let error = ConfigError::new(ErrorKind::Conflict, "`any` is every protocol already").at(&any.place);
+        out.report(error.hint("write `protocol = \"any\"` alone"));
+        return None;
+    }
+    let not_tls = words.iter().find(|at| at.value != ProtocolWord::Is(Protocol::Tls));
+    if let (Some(other), Some(alpn)) = (not_tls, route.alpn.place()) {
+        let message = format!("`alpn` is part of TLS, and `protocol` is `{}`", other.value);
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(alpn);
+        out.report(
+            error.also(&other.place, "`protocol` is here").hint("write `protocol = \"tls\"` or leave it out"),
+        );
+        return None;
+    }
+    let keys = words.iter().flat_map(|at| match at.value {
+        ProtocolWord::Any => vec![(RouteKey::Anything, at.place.clone())],
+        ProtocolWord::Is(Protocol::Tls) => any_hello(&at.place).into(),
+        ProtocolWord::Is(protocol) => vec![(RouteKey::Protocol(protocol), at.place.clone())],
+    });
+    Some(keys.collect())
+}
+
+/// `Some(None)` when the route is for all listeners.
+fn listener_names(route: &Route, context: &Context<'_>, out: &mut Output) -> Option<Option<Vec<Arc<str>>>> {
+    let at = match &route.listener {
+        Setting::Absent => return Some(None),
+        Setting::Bad(_) => return None,
+        Setting::Given(at) => at,
+    };
+    out.check_repeated(&at.value.0, |name| name.0.clone());
+    let names: Vec<_> =
+        at.value.0.iter().map(|name| find_listener(name, context.listeners, context.complete, out)).collect();
+    names.into_iter().collect::<Option<Vec<_>>>().map(Some)
+}
+
+/// The listener of that name.
+pub(super) fn find_listener(
+    name: &At<ListenerName>,
+    listeners: &[ListenerConfig],
+    complete: bool,
+    out: &mut Output,
+) -> Option<Arc<str>> {
+    let text = name.value.0.as_str();
+    let found = listeners.iter().find(|listener| &*listener.name == text);
+    if found.is_none() && complete {
+        let message = format!("there is no listener {}", quote(text));
+        let error = ConfigError::new(ErrorKind::UnknownListener, message).at(&name.place);
+        out.report(match similar(text, listeners.iter().map(|listener| &*listener.name)) {
+            Some(name) => error.hint(format!("did you mean `{name}`?")),
+            None => error.hint(format!(
+                "the listeners are {}",
+                super::super::decode::list(listeners.iter().take(12).map(|listener| &*listener.name))
+            )),
+        });
+    }
+    found.map(|listener| Arc::clone(&listener.name))
+}
+
+/// Where a route leads.
+enum Target<'r> {
+    To(&'r [At<UpstreamAddr>]),
+    Reject(RejectWith, &'r Place),
+}
+
+/// Exactly one of `to` and `reject`.
+fn targets<'r>(
+    table: &'r At<Route>,
+    keys: Option<&[(RouteKey, Place)]>,
+    context: &Context<'_>,
+    out: &mut Output,
+) -> Option<Target<'r>> {
+    let route = &table.value;
+    match (route.to.place(), route.reject.place()) {
+        (Some(to), Some(reject)) => {
+            let error =
+                ConfigError::new(ErrorKind::Conflict, "a route has either `to` or `reject`, not both");
+            out.report(error.at(reject).also(to, "`to` is here"));
+            return None;
+        }
+        (None, None) => {
+            let error = ConfigError::new(ErrorKind::MissingKey, "the route leads nowhere").at(&table.place);
+            out.report(
+                error.hint("add `to = \"10.0.0.1:443\"`, or `reject = \"close\"` to refuse the connection"),
+            );
+            return None;
+        }
+        _ => {}
+    }
+    if let Some(reject) = route.reject.given() {
+        return reject_target(route, reject, keys, out);
+    }
+    let to = route.to.given()?;
+    out.check_repeated(&to.value.0, ToString::to_string);
+    for addr in &to.value.0 {
+        if let UpstreamAddr::Ip(socket) = addr.value
+            && let Some(listener) = listeners::own(context.listeners, socket)
+        {
+            let message = format!("`{socket}` would connect to itself: the listener `{}`", listener.name);
+            let error = ConfigError::new(ErrorKind::SelfLoop, message).at(&addr.place);
+            out.report(error.hint("let the backend listen on another port or address"));
+        }
+    }
+    Some(Target::To(&to.value.0))
+}
+
+fn reject_target<'r>(
+    route: &Route,
+    reject: &'r At<RejectWith>,
+    keys: Option<&[(RouteKey, Place)]>,
+    out: &mut Output,
+) -> Option<Target<'r>> {
+    if let Some(timeouts) = route.timeouts.place() {
+        let error =
+            ConfigError::new(ErrorKind::Conflict, "a route that rejects has no `timeouts`").at(timeouts);
+        out.report(error.also(&reject.place, "it rejects here").hint("remove `timeouts`"));
+    }
+    let without_tls = |keys: &[(RouteKey, Place)]| {
+        keys.iter().all(|(key, _)| matches!(key, RouteKey::Protocol(protocol) if *protocol != Protocol::Tls))
+    };
+    if reject.value == RejectWith::Alert && keys.is_some_and(without_tls) {
+        let message = "an alert is a message of TLS, and the route matches what is not TLS";
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(&reject.place);
+        out.report(error.hint("write `reject = \"close\"`"));
+    }
+    Some(Target::Reject(reject.value, &reject.place))
+}
+
+fn passthrough(
+    name: &str,
+    to: &[At<UpstreamAddr>],
+    route: &Route,
+    context: &Context<'_>,
+    out: &mut Output,
+) -> PassthroughConfig {
+    let addrs = strings(to.iter().map(|at| &at.value));
+    out.note(format!("route[{name}].to"), addrs, to.first().map(|at| &at.place));
+    let table = route.timeouts.given().map(|at| &at.value);
+    let [connect, idle, half_closed] = &context.origins;
+    let mut one =
+        |key: &str, of: fn(&RouteTimeouts) -> &Setting<Duration>, global, origin: &Option<_>, max| {
+            let at = table.and_then(|table| of(table).given());
+            let value = at.map_or(global, |at| settings::checked_duration(key, at, max, out));
+            let origin = at.map_or_else(|| origin.clone(), |at| Some(at.place.origin()));
+            out.note_from(format!("route[{name}].timeouts.{key}"), string(duration_text(value)), origin);
+            value
+        };
+    let global = context.timeouts;
+    PassthroughConfig {
+        to: to.iter().map(|at| at.value.clone()).collect(),
+        connect_timeout: one("connect", |table| &table.connect, global.connect, connect, settings::DAY),
+        idle_timeout: one("idle", |table| &table.idle, global.idle, idle, settings::IDLE_MAX),
+        half_closed_timeout: one(
+            "half_closed",
+            |table| &table.half_closed,
+            global.half_closed,
+            half_closed,
+            settings::DAY,
+        ),
+    }
+}
+
+/// Notes what the route matches.
+fn note_match(name: &str, route: &Route, out: &mut Output) {
+    let mut note = |key: &str, value: String, place: Option<&Place>| {
+        if place.is_some() {
+            out.note(format!("route[{name}].{key}"), value, place);
+        }
+    };
+    note("sni", strings(route.sni.values().iter().map(|at| &at.value)), route.sni.place());
+    note("protocol", strings(route.protocol.values().iter().map(|at| at.value)), route.protocol.place());
+    note("alpn", strings(route.alpn.values().iter().map(|at| alpn_text(&at.value))), route.alpn.place());
+    note("from", strings(route.from.values().iter().map(|at| at.value)), route.from.place());
+    let listeners = route.listener.values().iter().map(|at| &at.value.0);
+    note("listener", strings(listeners), route.listener.place());
+}
+
+fn alpn_text(alpn: &AlpnName) -> String {
+    String::from_utf8_lossy(&alpn.0).into_owned()
+}
+
+/// Names of routes, each given once.
+struct Names {
+    taken: HashMap<String, Place>,
+    /// The next number to try for a name that is taken.
+    next: HashMap<String, u32>,
+}
+
+impl Names {
+    /// Takes those that are written, so that made ones give way to them.
+    fn given(input: &Input, out: &mut Output) -> Self {
+        let mut taken: HashMap<String, Place> = HashMap::new();
+        for at in input.routes().filter_map(|table| table.value.name.given()) {
+            if let Err(problem) = checked_name(&at.value.0, "route", "-_.*:") {
+                out.report(problem.at(&at.place));
+            }
+            if let Some(first) = taken.get(&at.value.0) {
+                let message = format!("two routes are named {}", quote(&at.value.0));
+                let error = ConfigError::new(ErrorKind::DuplicateName, message).at(&at.place);
+                out.report(error.also(first, "first defined here"));
+            } else {
+                taken.insert(at.value.0.clone(), at.place.clone());
+            }
+        }
+        Self { taken, next: HashMap::new() }
+    }
+
+    /// The name of `route`: the one given, or one from what it matches.
+    fn name(&mut self, route: &Route, keys: &[(RouteKey, Place)]) -> String {
+        if let Some(name) = route.name.given() {
+            return name.value.0.clone();
+        }
+        let place = keys.first().map(|(_, place)| place);
+        let base = match keys.first() {
+            Some((RouteKey::NoSni, _)) => "no-sni".to_owned(),
+            Some((RouteKey::Sni(_), _)) if route.sni.is_absent() => "protocol:tls".to_owned(),
+            Some((key, _)) => key.to_string(),
+            None => "route".to_owned(),
+        };
+        let mut name = base.clone();
+        while self.taken.contains_key(&name) {
+            let next = self.next.entry(base.clone()).or_insert(2);
+            name = format!("{base}#{next}");
+            *next += 1;
+        }
+        self.taken.extend(place.map(|place| (name.clone(), place.clone())));
+        name
+    }
+}

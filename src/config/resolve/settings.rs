@@ -1,0 +1,315 @@
+//! Settings that stand once: limits, timeouts, policies, DNS, admin, access log.
+
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::super::decode::{At, Either, OneOrMany, Setting};
+use super::super::error::{ConfigError, ErrorKind};
+use super::super::file::{File, Timeouts as TimeoutsTable};
+use super::super::units::{ByteSize, duration_text};
+use super::super::{
+    AccessLogConfig, AdminAddr, AdminConfig, DnsConfig, Limits, ListenerConfig, LogFormat, LogTarget,
+    Policies, RateLimit, RejectWith, Timeouts,
+};
+use super::{Input, Output, inner, listeners, string, strings};
+
+/// Longest deadline: beyond it, it is a slip of the unit.
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+
+/// Longest idle limit: sessions of databases and terminals stay for weeks.
+pub(super) const IDLE_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+/// A ClientHello of a post-quantum client has 1.5 to 2 KB; records may hold 16 KiB each.
+const HELLO_SIZE: ByteSize = ByteSize(16 * 1024);
+const HELLO_SIZE_MIN: ByteSize = ByteSize(512);
+const HELLO_SIZE_MAX: ByteSize = ByteSize(64 * 1024);
+
+/// Concurrent connections of one address; an office behind one address stays below.
+const PER_IP: u32 = 256;
+
+/// Connections of one address without their hello; a browser opens 6 a name.
+const BEFORE_HELLO: u32 = 32;
+
+/// What [`resolve`] gives.
+pub(super) struct Settings {
+    pub(super) policies: Policies,
+    pub(super) limits: Limits,
+    pub(super) timeouts: Timeouts,
+    pub(super) max_hello_size: usize,
+    pub(super) workers: Option<usize>,
+    pub(super) dns: DnsConfig,
+    pub(super) admin: Option<AdminConfig>,
+    pub(super) access_log: AccessLogConfig,
+}
+
+/// Resolves all of them.
+pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Output) -> Settings {
+    Settings {
+        workers: workers(input, out),
+        max_hello_size: max_hello_size(input, out),
+        timeouts: timeouts(input, out),
+        limits: limits(input, out),
+        policies: Policies {
+            unknown_sni: policy("unknown_sni", |file| &file.unknown_sni, RejectWith::Alert, input, out),
+            no_sni: policy("no_sni", |file| &file.no_sni, RejectWith::Alert, input, out),
+            unknown_protocol: policy(
+                "unknown_protocol",
+                |file| &file.unknown_protocol,
+                RejectWith::Close,
+                input,
+                out,
+            ),
+        },
+        dns: dns(input, out),
+        admin: admin(input, listeners, out),
+        access_log: access_log(input, out),
+    }
+}
+
+fn workers(input: &Input, out: &mut Output) -> Option<usize> {
+    let at = input.once("workers", |file| &file.workers, out);
+    let workers = at.and_then(|at| at.value.0);
+    out.note("workers", count(workers.map(|workers| workers.0), "auto"), at.map(|at| &at.place));
+    workers.map(|workers| workers.0 as usize)
+}
+
+fn max_hello_size(input: &Input, out: &mut Output) -> usize {
+    let at = input.once("max_hello_size", |file| &file.max_hello_size, out);
+    let size = at.map_or(HELLO_SIZE, |at| at.value);
+    if let Some(at) = at
+        && !(HELLO_SIZE_MIN..=HELLO_SIZE_MAX).contains(&size)
+    {
+        let message = format!("`max_hello_size` is not between {HELLO_SIZE_MIN} and {HELLO_SIZE_MAX}");
+        out.report(ConfigError::new(ErrorKind::OutOfRange, message).at(&at.place));
+    }
+    out.note("max_hello_size", string(size), at.map(|at| &at.place));
+    usize::try_from(size.0).unwrap_or(usize::MAX)
+}
+
+/// A duration that is neither zero nor above `max`; anything else is reported.
+pub(super) fn checked_duration(key: &str, at: &At<Duration>, max: Duration, out: &mut Output) -> Duration {
+    let error = |message| ConfigError::new(ErrorKind::OutOfRange, message).at(&at.place);
+    if at.value.is_zero() {
+        out.report(error(format!("`{key}` cannot be zero")));
+    } else if at.value > max {
+        out.report(error(format!("`{key}` is above {}", duration_text(max))));
+    }
+    at.value
+}
+
+/// A duration with its default, noted as `key`.
+pub(super) fn duration(
+    key: &str,
+    at: Option<&At<Duration>>,
+    default: Duration,
+    max: Duration,
+    out: &mut Output,
+) -> Duration {
+    let value = at.map_or(default, |at| checked_duration(key, at, max, out));
+    out.note(key, string(duration_text(value)), at.map(|at| &at.place));
+    value
+}
+
+fn timeouts(input: &Input, out: &mut Output) -> Timeouts {
+    let table = input.once("timeouts", |file| &file.timeouts, out).map(|at| &at.value);
+    let mut one = |key: &str, of: fn(&TimeoutsTable) -> &Setting<Duration>, default, max| {
+        let at = table.and_then(|table| of(table).given());
+        duration(&format!("timeouts.{key}"), at, Duration::from_secs(default), max, out)
+    };
+    Timeouts {
+        hello: one("hello", |table| &table.hello, 5, DAY),
+        connect: one("connect", |table| &table.connect, 3, DAY),
+        idle: one("idle", |table| &table.idle, 300, IDLE_MAX),
+        half_closed: one("half_closed", |table| &table.half_closed, 60, DAY),
+        drain: one("drain", |table| &table.drain, 30, DAY),
+    }
+}
+
+fn limits(input: &Input, out: &mut Output) -> Limits {
+    let (allow, deny) = acl(input, out);
+    let rate = rate(input, out);
+    let at = input.once("connection_limit", |file| &file.connection_limit, out);
+    let per_ip = match at.map(|at| &at.value) {
+        Some(Either::Short(limit)) => at.map(|at| (limit, &at.place)),
+        Some(Either::Table(table)) => table.per_ip.given().map(|at| (&at.value, &at.place)),
+        None => None,
+    };
+    let before_hello = inner(at, |table| &table.before_hello).map(|at| (&at.value, &at.place));
+    let total = inner(at, |table| &table.total).map(|at| (&at.value, &at.place));
+    let mut limit = |key: &str, given: Option<(Option<u32>, _)>, default: Option<u32>, none: &str| {
+        let value = given.map_or(default, |(value, _)| value);
+        out.note(format!("connection_limit.{key}"), count(value, none), given.map(|(_, place)| place));
+        value
+    };
+    Limits {
+        allow,
+        deny,
+        rate,
+        per_ip: limit("per_ip", per_ip.map(|(at, p)| (at.0.map(|n| n.0), p)), Some(PER_IP), "off"),
+        before_hello: limit(
+            "before_hello",
+            before_hello.map(|(at, p)| (at.0.map(|n| n.0), p)),
+            Some(BEFORE_HELLO),
+            "off",
+        ),
+        total: limit("total", total.map(|(at, p)| (at.0.map(|n| n.0), p)), None, "auto").map(|n| n as usize),
+    }
+}
+
+/// A number, or the word for having none.
+fn count(value: Option<u32>, none: &str) -> String {
+    value.map_or_else(|| string(none), |value| value.to_string())
+}
+
+fn rate(input: &Input, out: &mut Output) -> Option<RateLimit> {
+    let at = input.once("rate_limit", |file| &file.rate_limit, out);
+    let (rate, burst) = match at.map(|at| &at.value) {
+        Some(Either::Short(rate)) => (rate.0.map(|rate| (rate, at.map(|at| &at.place))), None),
+        Some(Either::Table(table)) => {
+            (table.per_ip.given().map(|at| (at.value, Some(&at.place))), table.burst.given())
+        }
+        None => (None, None),
+    };
+    let Some((rate, place)) = rate else {
+        out.note("rate_limit", string("off"), at.map(|at| &at.place));
+        return None;
+    };
+    let limit = RateLimit { rate, burst: burst.map_or(rate.count, |burst| burst.value.0) };
+    out.note("rate_limit.per_ip", string(rate), place);
+    out.note("rate_limit.burst", limit.burst.to_string(), burst.map(|at| &at.place));
+    Some(limit)
+}
+
+fn acl(input: &Input, out: &mut Output) -> (Vec<IpNet>, Vec<IpNet>) {
+    let allow = input.once("allow", |file| &file.allow, out);
+    let deny = input.once("deny", |file| &file.deny, out);
+    let allowed = networks("allow", allow, out);
+    let denied = networks("deny", deny, out);
+    if let (Some(allow), Some(deny)) = (allow, deny) {
+        let first: std::collections::HashMap<_, _> =
+            allow.value.0.iter().map(|at| (at.value, &at.place)).collect();
+        for at in &deny.value.0 {
+            if let Some(place) = first.get(&at.value) {
+                let message = format!("`{}` is both allowed and denied", at.value);
+                let error = ConfigError::new(ErrorKind::Conflict, message).at(&at.place);
+                out.report(error.also(place, "allowed here"));
+            }
+        }
+    }
+    (allowed, denied)
+}
+
+/// A list of networks, each once, noted as `key`.
+fn networks(key: &str, at: Option<&At<OneOrMany<IpNet>>>, out: &mut Output) -> Vec<IpNet> {
+    let items = at.map_or(&[][..], |at| &at.value.0);
+    out.check_repeated(items, ToString::to_string);
+    out.note(key, strings(items.iter().map(|at| at.value)), at.map(|at| &at.place));
+    items.iter().map(|at| at.value).collect()
+}
+
+fn policy(
+    key: &str,
+    of: fn(&File) -> &Setting<RejectWith>,
+    default: RejectWith,
+    input: &Input,
+    out: &mut Output,
+) -> RejectWith {
+    let at = input.once(key, of, out);
+    let value = at.map_or(default, |at| at.value);
+    out.note(key, string(value), at.map(|at| &at.place));
+    value
+}
+
+fn dns(input: &Input, out: &mut Output) -> DnsConfig {
+    let table = input.once("dns", |file| &file.dns, out).map(|at| &at.value);
+    let servers = table.map_or(&[][..], |table| table.servers.values());
+    out.check_repeated(servers, |server| server.0.to_string());
+    out.note(
+        "dns.servers",
+        strings(servers.iter().map(|at| at.value.0)),
+        servers.first().map(|at| &at.place),
+    );
+    let max_at = table.and_then(|table| table.max_ttl.given());
+    let min_at = table.and_then(|table| table.min_ttl.given());
+    let timeout = table.and_then(|table| table.timeout.given());
+    let dns = DnsConfig {
+        servers: servers.iter().map(|at| at.value.0).collect(),
+        timeout: duration("dns.timeout", timeout, Duration::from_secs(5), DAY, out),
+        min_ttl: duration("dns.min_ttl", min_at, Duration::from_secs(1), DAY, out),
+        max_ttl: duration("dns.max_ttl", max_at, Duration::from_secs(300), DAY, out),
+    };
+    if dns.min_ttl > dns.max_ttl
+        && let Some(at) = min_at.or(max_at)
+    {
+        let (min, max) = (duration_text(dns.min_ttl), duration_text(dns.max_ttl));
+        let error =
+            ConfigError::new(ErrorKind::Conflict, format!("`min_ttl` ({min}) is above `max_ttl` ({max})"));
+        let error = error.at(&at.place);
+        out.report(match (min_at, max_at) {
+            (Some(_), Some(max)) => error.also(&max.place, "`max_ttl` is here"),
+            _ => error.hint(format!("`max_ttl` is {max} and `min_ttl` {min}, one of them by default")),
+        });
+    }
+    dns
+}
+
+fn admin(input: &Input, listeners: &[ListenerConfig], out: &mut Output) -> Option<AdminConfig> {
+    let at = input.once("admin", |file| &file.admin, out);
+    let (bind, allow) = match at.map(|at| &at.value) {
+        Some(Either::Short(bind)) => (bind.0.as_ref().zip(at.map(|at| &at.place)), None),
+        Some(Either::Table(table)) => {
+            (table.bind.given().map(|at| (&at.value, &at.place)), Some(&table.allow))
+        }
+        None => (None, None),
+    };
+    let Some((bind, place)) = bind else {
+        out.note("admin", string("off"), at.map(|at| &at.place));
+        return None;
+    };
+    let networks = networks("admin.allow", allow.and_then(Setting::given), out);
+    let text = match bind {
+        AdminAddr::Tcp(socket) => string(socket),
+        AdminAddr::Unix(path) => string(format!("unix:{}", path.display())),
+    };
+    out.note("admin.bind", text, Some(place));
+    if let AdminAddr::Tcp(socket) = bind {
+        if !socket.ip().is_loopback() && allow.is_none_or(Setting::is_absent) {
+            let message = format!("`{socket}` is not on loopback, so anyone who reaches it could ask");
+            let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
+            out.report(error.hint(format!(
+                "say who may: `admin = {{ bind = \"{socket}\", allow = \"10.0.0.0/8\" }}`, or use `127.0.0.1`"
+            )));
+        }
+        if let Some(listener) = listeners::own(listeners, *socket) {
+            let message = format!("`{socket}` is taken by the listener `{}`", listener.name);
+            out.report(ConfigError::new(ErrorKind::Conflict, message).at(place));
+        }
+    }
+    Some(AdminConfig { bind: bind.clone(), allow: networks })
+}
+
+fn access_log(input: &Input, out: &mut Output) -> AccessLogConfig {
+    let at = input.once("access_log", |file| &file.access_log, out);
+    let target = match at.map(|at| &at.value) {
+        Some(Either::Short(to)) => at.map(|at| (to, &at.place)),
+        Some(Either::Table(table)) => table.to.given().map(|at| (&at.value, &at.place)),
+        None => None,
+    };
+    let to = target.map_or(LogTarget::Stdout, |(to, _)| to.clone());
+    let text = match &to {
+        LogTarget::Off => string("off"),
+        LogTarget::Stdout => string("stdout"),
+        LogTarget::Stderr => string("stderr"),
+        LogTarget::File(path) => string(path.display()),
+    };
+    out.note("access_log.to", text, target.map(|(_, place)| place));
+    let format = inner(at, |table| &table.format);
+    let value = format.map_or(LogFormat::Json, |at| at.value);
+    let text = match value {
+        LogFormat::Json => "json",
+        LogFormat::Logfmt => "logfmt",
+    };
+    out.note("access_log.format", string(text), format.map(|at| &at.place));
+    AccessLogConfig { to, format: value }
+}

@@ -1,0 +1,407 @@
+//! How single values are written: names, addresses, networks and words.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+use toml::de::DeValue;
+
+use super::decode::{Decode, Decoder, Problem, Text, quote, word};
+use super::error::ErrorKind;
+use super::schema::words;
+use super::source::Place;
+use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith};
+use crate::net::{ListenAddr, UpstreamAddr};
+use crate::peek::{NameError, Protocol, ServerName};
+
+const REJECTS: [(&str, RejectWith); 4] = [
+    ("alert", RejectWith::Alert),
+    ("close", RejectWith::Close),
+    ("reset", RejectWith::Reset),
+    ("drop", RejectWith::Drop),
+];
+
+const PROTOCOLS: [(&str, ProtocolWord); 6] = [
+    ("tls", ProtocolWord::Is(Protocol::Tls)),
+    ("http", ProtocolWord::Is(Protocol::Http)),
+    ("ssh", ProtocolWord::Is(Protocol::Ssh)),
+    ("unknown", ProtocolWord::Is(Protocol::Unknown)),
+    ("silent", ProtocolWord::Is(Protocol::Silent)),
+    ("any", ProtocolWord::Any),
+];
+
+const TEST_PROTOCOLS: [(&str, TestProtocol); 4] = [
+    ("http", TestProtocol(Protocol::Http)),
+    ("ssh", TestProtocol(Protocol::Ssh)),
+    ("unknown", TestProtocol(Protocol::Unknown)),
+    ("silent", TestProtocol(Protocol::Silent)),
+];
+
+const ACTIONS: [(&str, ExpectedAction); 2] =
+    [("passthrough", ExpectedAction::Passthrough), ("reject", ExpectedAction::Reject)];
+
+const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
+
+/// A keyword that stands for the absence of a value.
+pub(super) trait Keyword {
+    const WORD: &'static str;
+}
+
+/// `"off"`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Off;
+
+/// `"auto"`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Auto;
+
+/// A value, or the keyword for having none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WordOr<K, T>(pub(super) Option<T>, PhantomData<K>);
+
+/// What `sni` holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum SniWord {
+    Name(NamePattern),
+    None,
+}
+
+/// What `protocol` holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProtocolWord {
+    Is(Protocol),
+    Any,
+}
+
+/// A protocol that a `[[test]]` can speak.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TestProtocol(pub(super) Protocol);
+
+/// An ALPN protocol name (RFC 7301 §3.1: 1 to 255 bytes).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AlpnName(pub(super) Box<[u8]>);
+
+/// The name of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ListenerName(pub(super) String);
+
+/// The name of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RouteName(pub(super) String);
+
+/// A nameserver; port 53 unless given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Nameserver(pub(super) SocketAddr);
+
+impl fmt::Display for SniWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(pattern) => pattern.fmt(f),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+impl fmt::Display for ProtocolWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Is(protocol) => protocol.fmt(f),
+            Self::Any => f.write_str("any"),
+        }
+    }
+}
+
+impl Keyword for Off {
+    const WORD: &'static str = "off";
+}
+
+impl Keyword for Auto {
+    const WORD: &'static str = "auto";
+}
+
+impl<K: Keyword, T: Decode> Decode for WordOr<K, T> {
+    fn expected() -> String {
+        format!("{} or \"{}\"", T::expected(), K::WORD)
+    }
+
+    fn schema() -> Value {
+        json!({ "anyOf": [{ "const": K::WORD }, T::schema()] })
+    }
+
+    fn decode(value: &DeValue<'_>, place: &Place, cx: &mut Decoder<'_>) -> Option<Self> {
+        if value.as_str() == Some(K::WORD) {
+            return Some(Self(None, PhantomData));
+        }
+        T::decode(value, place, cx).map(|value| Self(Some(value), PhantomData))
+    }
+}
+
+/// Values that are one of a few words.
+macro_rules! word_value {
+    ($type:ty, $expected:literal, $words:ident) => {
+        impl Text for $type {
+            const EXPECTED: &'static str = $expected;
+
+            fn constraints() -> Value {
+                words($words.iter().map(|(word, _)| *word))
+            }
+
+            fn parse(text: &str) -> Result<Self, Problem> {
+                word(text, &$words)
+            }
+        }
+    };
+}
+
+word_value!(RejectWith, "\"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
+word_value!(ProtocolWord, "the name of a protocol", PROTOCOLS);
+word_value!(TestProtocol, "the name of a protocol", TEST_PROTOCOLS);
+word_value!(ExpectedAction, "\"passthrough\" or \"reject\"", ACTIONS);
+word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);
+
+impl Text for String {
+    const EXPECTED: &'static str = "a string";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        Ok(text.to_owned())
+    }
+}
+
+impl Text for ListenerName {
+    const EXPECTED: &'static str = "the name of a listener";
+
+    fn constraints() -> Value {
+        json!({ "pattern": "^[A-Za-z0-9_-]+$" })
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        checked_name(text, "listener", "-_").map(Self)
+    }
+}
+
+impl Text for RouteName {
+    const EXPECTED: &'static str = "the name of a route";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        // Names made from what a route matches may be referred to, so a regex must be possible here.
+        match text {
+            "" => Err(Problem::new(ErrorKind::BadName, "the name of a route cannot be empty")),
+            text if text.len() > 512 || text.chars().any(char::is_control) => Err(Problem::new(
+                ErrorKind::BadName,
+                format!("{} cannot be the name of a route", quote(text)),
+            )),
+            text => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+/// A name of letters, digits and the characters `more`.
+pub(super) fn checked_name(text: &str, what: &str, more: &str) -> Result<String, Problem> {
+    let good = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
+    if !text.is_empty() && text.len() <= 255 && text.chars().all(good) {
+        return Ok(text.to_owned());
+    }
+    let listed: Vec<_> = more.chars().map(|c| format!("`{c}`")).collect();
+    let hint = format!("a name is 1 to 255 letters, digits, {}", listed.join(", "));
+    Err(Problem::new(ErrorKind::BadName, format!("{} cannot be the name of a {what}", quote(text)))
+        .hint(hint))
+}
+
+impl Text for AlpnName {
+    const EXPECTED: &'static str = "an ALPN protocol name such as \"h2\"";
+
+    fn constraints() -> Value {
+        json!({ "minLength": 1, "maxLength": 255 })
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        match text.len() {
+            1..=255 => Ok(Self(text.as_bytes().into())),
+            len => Err(Problem::new(
+                ErrorKind::OutOfRange,
+                format!("an ALPN protocol name has 1 to 255 bytes, this one has {len}"),
+            )),
+        }
+    }
+}
+
+impl Text for ListenAddr {
+    const EXPECTED: &'static str = "an address such as \":443\"";
+
+    fn bare_number(number: &str) -> Option<Problem> {
+        let problem = Problem::new(ErrorKind::BadAddress, "an address to listen on is a string");
+        Some(problem.hint(format!("write `\":{number}\"` for port {number} of all addresses")))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        text.parse().map_err(|error| {
+            let problem = Problem::new(ErrorKind::BadAddress, format!("{error}"));
+            match text.parse::<u16>() {
+                Ok(port) => problem.hint(format!("write `\":{port}\"` for port {port} of all addresses")),
+                Err(_) => problem,
+            }
+        })
+    }
+}
+
+impl Text for UpstreamAddr {
+    const EXPECTED: &'static str = "an address such as \"10.0.0.1:443\"";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        text.parse().map_err(|error| Problem::new(ErrorKind::BadAddress, format!("{error}")))
+    }
+}
+
+impl Text for Nameserver {
+    const EXPECTED: &'static str = "the address of a nameserver";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let with_port = text.parse::<SocketAddr>().ok();
+        let socket = with_port.or_else(|| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::from((ip, 53))));
+        socket.filter(|socket| socket.port() != 0).map(Self).ok_or_else(|| {
+            Problem::new(ErrorKind::BadAddress, format!("{} is not the address of a nameserver", quote(text)))
+                .hint("write an IP address, with a port if it is not 53: `\"10.0.0.53\"` or `\"[::1]:5353\"`")
+        })
+    }
+}
+
+impl Text for IpAddr {
+    const EXPECTED: &'static str = "an IP address";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        text.parse().map_err(|_| {
+            Problem::new(ErrorKind::BadAddress, format!("{} is not an IP address", quote(text)))
+                .hint("write one address without a port, as in `\"192.0.2.1\"`")
+        })
+    }
+}
+
+impl Text for IpNet {
+    const EXPECTED: &'static str = "a network such as \"10.0.0.0/8\"";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let bad = |message: String| Problem::new(ErrorKind::BadNetwork, message);
+        let network = match text.parse::<IpAddr>() {
+            Ok(ip) => Self::from(ip),
+            Err(_) => text.parse::<Self>().map_err(|_| {
+                bad(format!("{} is not a network", quote(text)))
+                    .hint("write an address and the length of its prefix, as in `\"10.0.0.0/8\"`")
+            })?,
+        };
+        if network.trunc() != network {
+            return Err(bad(format!("`{network}` has bits set behind its prefix")).hint(format!(
+                "write `\"{}\"` for the network, or `\"{}\"` for the one address",
+                network.trunc(),
+                network.addr()
+            )));
+        }
+        if let Self::V6(v6) = network
+            && let Some(v4) = v6.addr().to_ipv4_mapped()
+            && let Some(prefix) = v6.prefix_len().checked_sub(96)
+        {
+            return Err(bad(format!("`{network}` is a network of IPv4 addresses in IPv6 form"))
+                .hint(format!("clients of IPv4 are matched as such: write `\"{v4}/{prefix}\"`")));
+        }
+        Ok(network)
+    }
+}
+
+impl Text for ServerName {
+    const EXPECTED: &'static str = "a server name";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        Self::parse(text.as_bytes()).map_err(|error| bad_name(text, error))
+    }
+}
+
+impl Text for SniWord {
+    const EXPECTED: &'static str = "a server name such as \"app.example.com\"";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        match text {
+            "none" => return Ok(Self::None),
+            "*" => return Ok(Self::Name(NamePattern::Any)),
+            _ => {}
+        }
+        if let Some(regex) = text.strip_prefix('~') {
+            return match NameRegex::new(regex) {
+                Ok(regex) => Ok(Self::Name(NamePattern::Regex(regex))),
+                Err(error) => {
+                    // The error draws the expression over several lines; its last one says what is wrong.
+                    let error = error.to_string();
+                    let reason = error.lines().last().unwrap_or("").trim_start_matches("error: ");
+                    Err(Problem::new(
+                        ErrorKind::BadRegex,
+                        format!("{} does not compile: {reason}", quote(regex)),
+                    ))
+                }
+            };
+        }
+        let (suffix, name) = match text.strip_prefix("*.") {
+            Some(suffix) => (true, suffix),
+            None => (false, text),
+        };
+        if name.contains('*') {
+            let problem = Problem::new(ErrorKind::BadName, "`*` stands only for whole labels at the start");
+            let regex = text.replace('.', "\\.").replace('*', "[^.]+");
+            return Err(problem.hint(format!("write `*.suffix`, or a regular expression: `'~{regex}'`")));
+        }
+        let name = <ServerName as Text>::parse(name)?;
+        Ok(Self::Name(if suffix { NamePattern::Suffix(name) } else { NamePattern::Exact(name) }))
+    }
+}
+
+fn bad_name(text: &str, error: NameError) -> Problem {
+    let problem = Problem::new(ErrorKind::BadName, format!("{} is not a server name: {error}", quote(text)));
+    match error {
+        NameError::IpLiteral => {
+            problem.hint("clients that connect to an address send no name: write `sni = \"none\"`")
+        }
+        NameError::BadByte(b':' | b'/') => {
+            problem.hint("write the name alone, without scheme, port and path")
+        }
+        NameError::BadByte(128..) => {
+            problem.hint("write it as it stands on the wire, in ASCII: `xn--…` (RFC 5890 §2.3.2.1)")
+        }
+        NameError::BadByte(_)
+        | NameError::Empty
+        | NameError::TooLong
+        | NameError::EmptyLabel
+        | NameError::LongLabel => problem,
+    }
+}
+
+impl Text for AdminAddr {
+    const EXPECTED: &'static str = "an address such as \"127.0.0.1:9901\"";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let hint = "write an IP address and a port, as in `\"127.0.0.1:9901\"`, or `\"unix:/path\"`";
+        if let Some(path) = text.strip_prefix("unix:") {
+            if Path::new(path).is_absolute() {
+                return Ok(Self::Unix(PathBuf::from(path)));
+            }
+            return Err(Problem::new(ErrorKind::BadAddress, "`unix:` needs an absolute path").hint(hint));
+        }
+        text.parse::<SocketAddr>().map(Self::Tcp).map_err(|_| {
+            Problem::new(ErrorKind::BadAddress, format!("{} is not an address", quote(text))).hint(hint)
+        })
+    }
+}
+
+impl Text for LogTarget {
+    const EXPECTED: &'static str = "\"stdout\", \"stderr\", \"off\" or an absolute path";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        match text {
+            "stdout" => Ok(Self::Stdout),
+            "stderr" => Ok(Self::Stderr),
+            "off" => Ok(Self::Off),
+            path if Path::new(path).is_absolute() => Ok(Self::File(PathBuf::from(path))),
+            _ => Err(Problem::new(ErrorKind::BadValue, format!("{} is not a destination", quote(text)))
+                .hint("write `\"stdout\"`, `\"stderr\"`, `\"off\"` or an absolute path")),
+        }
+    }
+}
