@@ -1,0 +1,34 @@
+//! Integration tests: the built binary between real clients and real servers, seen from outside.
+//!
+//! Programs beside the binary are Debian packages (nginx-light, bind9, prometheus, curl, openssl, python3,
+//! util-linux); a missing one fails the test that needs it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test fails by panicking at the place, and its figures belong in the output"
+)]
+
+mod support;
+
+mod architecture;
+mod cli;
+mod config_samples;
+mod dns;
+mod faults_hello;
+mod faults_limits;
+mod faults_mutation;
+mod faults_names;
+mod faults_slow;
+mod guard;
+mod hello_splits;
+mod lifecycle;
+mod observe;
+mod passthrough;
+mod relay;
+mod relay_ends;
+mod routes;
+mod upstream;

@@ -1,0 +1,210 @@
+//! Bytes pass untouched, in order, to their own peer only, and are counted exactly.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use crate::support::backend::Backend;
+use crate::support::client::{End, connect, read_to_end, read_while, reset};
+use crate::support::hello::to;
+use crate::support::proxy::Proxy;
+use crate::support::{Random, SOON, UNLIMITED, in_parallel};
+
+const MIB: usize = 1024 * 1024;
+
+fn proxy_to(backend: &Backend) -> Proxy {
+    Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{UNLIMITED}[[route]]\nname = 'relay'\nsni = 'relay.test'\nto = '{backend}'\n"
+    ))
+}
+
+/// Writes `bytes` in pieces of random size.
+fn write_randomly(stream: &mut TcpStream, mut bytes: &[u8], seed: u64) {
+    let mut random = Random::new(seed);
+    while !bytes.is_empty() {
+        let most = if random.below(4) == 0 { 300 } else { 100_000 };
+        let (chunk, rest) = bytes.split_at(1 + random.below(bytes.len().min(most)));
+        stream.write_all(chunk).unwrap();
+        bytes = rest;
+    }
+}
+
+#[test]
+fn both_directions_at_once_are_exact_and_counted() {
+    let hello = to("relay.test");
+    let hello_len = hello.len();
+    let backend = Backend::new(move |mut stream| {
+        let mut writer = stream.try_clone().unwrap();
+        let sender = std::thread::spawn(move || {
+            write_randomly(&mut writer, &Random::new(2).bytes(8 * MIB), 20);
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        assert!(received[hello_len..] == Random::new(1).bytes(8 * MIB), "the backend received other bytes");
+        sender.join().unwrap();
+    });
+    let proxy = proxy_to(&backend);
+    let mut stream = connect(proxy.addr());
+    stream.write_all(&hello).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        write_randomly(&mut writer, &Random::new(1).bytes(8 * MIB), 10);
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let reply = read_to_end(&mut stream, SOON);
+    sender.join().unwrap();
+    assert_eq!(reply.end, End::Eof, "a reset here means that the backend did not get what was sent");
+    assert!(reply.bytes == Random::new(2).bytes(8 * MIB), "the client received other bytes");
+    let line = proxy.access_line_of(stream.local_addr().unwrap());
+    assert_eq!(line["bytes_in"], hello_len + 8 * MIB);
+    assert_eq!(line["bytes_out"], 8 * MIB);
+    assert_eq!((&line["cause"], &line["route"]), (&"done".into(), &"relay".into()));
+    proxy.wait_metric("portcullis_received_bytes_total", &[("route", "relay")], (hello_len + 8 * MIB) as f64);
+    proxy.wait_metric("portcullis_sent_bytes_total", &[("route", "relay")], (8 * MIB) as f64);
+}
+
+#[test]
+fn bytes_behind_the_hello_in_its_segment_arrive() {
+    let backend = Backend::tagged("early");
+    let proxy = proxy_to(&backend);
+    for extra in [1, 1000, 60_000] {
+        let bytes = [to("relay.test"), Random::new(7).bytes(extra)].concat();
+        let mut stream = connect(proxy.addr());
+        stream.write_all(&bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let reply = read_to_end(&mut stream, SOON);
+        assert!(reply.bytes == [b"tag:early\n", bytes.as_slice()].concat(), "{extra} bytes behind the hello");
+    }
+}
+
+/// The pattern of a connection: its number in every other word, so that a foreign word shows anywhere.
+fn pattern(id: usize, len: usize) -> Vec<u8> {
+    (0..len / 8).flat_map(|word| [(id as u32).to_le_bytes(), (word as u32).to_le_bytes()].concat()).collect()
+}
+
+#[test]
+fn aborted_transfers_leave_no_byte_for_later_ones() {
+    const LEN: usize = 65_536;
+    let backend = Backend::tagged("echo");
+    let mut proxy = proxy_to(&backend);
+    let hello = to("relay.test");
+    let fds = proxy.process.fds();
+    in_parallel(32, 1000, |id| {
+        let mut stream = connect(proxy.addr());
+        stream.write_all(&hello).unwrap();
+        stream.write_all(&pattern(id, LEN)).unwrap();
+        // Some are aborted at once, some with the answer on its way.
+        read_while(&mut stream, SOON, |bytes| bytes.len() < id % 4 * 6000);
+        reset(stream);
+    });
+    in_parallel(32, 1000, |id| {
+        let sent = [hello.clone(), pattern(1_000_000 + id, LEN)].concat();
+        let mut stream = connect(proxy.addr());
+        let mut writer = stream.try_clone().unwrap();
+        let reply = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                writer.write_all(&sent).unwrap();
+                writer.shutdown(Shutdown::Write).unwrap();
+            });
+            read_to_end(&mut stream, SOON)
+        });
+        assert!(
+            reply.bytes == [b"tag:echo\n", sent.as_slice()].concat(),
+            "foreign or lost bytes in transfer {id}"
+        );
+    });
+    crate::support::wait_for("descriptors to be given back", || proxy.process.fds() <= fds + 4);
+    proxy.assert_sound();
+}
+
+#[test]
+fn slow_readers_and_pausing_senders_lose_nothing() {
+    const LEN: usize = MIB / 2;
+    let backend = Backend::tagged("echo");
+    let mut proxy = proxy_to(&backend);
+    let hello = to("relay.test");
+    in_parallel(64, 128, |id| {
+        let sent = [hello.clone(), pattern(id, LEN)].concat();
+        let mut stream = connect(proxy.addr());
+        socket2::SockRef::from(&stream).set_recv_buffer_size(131_072).unwrap();
+        let mut writer = stream.try_clone().unwrap();
+        let received = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for chunk in sent.chunks(100_000) {
+                    writer.write_all(chunk).unwrap();
+                    // Long enough for every buffer on the way to run dry.
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+                writer.shutdown(Shutdown::Write).unwrap();
+            });
+            read_slowly(&mut stream, id as u64)
+        });
+        assert!(
+            received == [b"tag:echo\n", sent.as_slice()].concat(),
+            "foreign or lost bytes in transfer {id}"
+        );
+    });
+    proxy.assert_sound();
+}
+
+/// Reads to the end in pieces of random size, with a pause now and then in which buffers fill up.
+fn read_slowly(stream: &mut TcpStream, seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    let mut received = Vec::new();
+    let mut chunk = vec![0; 20_000];
+    loop {
+        if random.below(8) == 0 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let size = 1 + random.below(chunk.len());
+        match stream.read(&mut chunk[..size]).unwrap() {
+            0 => return received,
+            n => received.extend_from_slice(&chunk[..n]),
+        }
+    }
+}
+
+#[test]
+fn stalled_readers_cost_little_memory_and_get_everything_in_the_end() {
+    const READERS: usize = 60;
+    const LEN: usize = 3 * MIB;
+    let hello = to("relay.test");
+    let hello_len = hello.len();
+    let backend = Backend::new(move |mut stream| {
+        // Unread bytes would turn the end into a reset.
+        stream.read_exact(&mut vec![0; hello_len]).unwrap();
+        // Fails for the clients that go away unread.
+        let _ = stream.write_all(&Random::new(3).bytes(LEN));
+    });
+    let mut proxy = proxy_to(&backend);
+    let before = proxy.process.rss();
+    let mut readers: Vec<TcpStream> = (0..READERS)
+        .map(|_| {
+            let mut stream = connect(proxy.addr());
+            // Twice the loopback's segment: with less, reading on would crawl from one window probe to the next.
+            socket2::SockRef::from(&stream).set_recv_buffer_size(131_072).unwrap();
+            stream.write_all(&hello).unwrap();
+            stream
+        })
+        .collect();
+    crate::support::wait_for("all backends to be connected", || backend.hits() == READERS);
+    // The kernel's buffers fill up: the processor time of the proxy stands still once they are full.
+    let mut cpu = proxy.process.cpu();
+    crate::support::until("the readers to stall", SOON, || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = proxy.process.cpu();
+        let stalled = now - cpu < Duration::from_millis(4);
+        cpu = now;
+        stalled.then_some(())
+    });
+    let grown = proxy.process.rss().saturating_sub(before);
+    println!("{READERS} stalled readers: {} bytes each", grown / READERS);
+    assert!(grown <= READERS * 65_536 + 2 * MIB, "{grown} bytes for {READERS} stalled readers");
+    for stream in readers.iter_mut().take(5) {
+        let reply = read_to_end(stream, SOON);
+        assert!(reply.bytes == Random::new(3).bytes(LEN), "{} bytes, {:?}", reply.bytes.len(), reply.end);
+    }
+    drop(readers);
+    proxy.assert_sound();
+}

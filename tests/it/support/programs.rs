@@ -1,0 +1,155 @@
+//! Real servers and clients: nginx, named, and what curl, openssl and python say.
+
+use std::fmt::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+
+use rcgen::{CertificateParams, DnType, KeyPair};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::SOON;
+use super::client::free_port;
+use super::process::{Finished, Process, finish};
+use super::until;
+
+/// An nginx that ends TLS for some names, each with a certificate and a page of its own.
+#[derive(Debug)]
+pub(crate) struct Nginx {
+    _process: Process,
+    dir: TempDir,
+    addr: SocketAddr,
+}
+
+/// An authoritative nameserver for the zone `backend.test`, whose records live for a second.
+#[derive(Debug)]
+pub(crate) struct Named {
+    process: Process,
+    dir: TempDir,
+    addr: SocketAddr,
+    serial: u32,
+}
+
+impl Nginx {
+    /// Starts one with a server block for each of `names`.
+    pub(crate) fn start(names: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let mut config = format!(
+            "daemon off; master_process off; pid {at}/pid; error_log stderr warn; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
+             fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n"
+        );
+        for name in names {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(vec![(*name).to_owned()]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, *name);
+            std::fs::write(dir.path().join(format!("{name}.pem")), params.self_signed(&key).unwrap().pem())
+                .unwrap();
+            std::fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+            writeln!(
+                config,
+                "server {{ listen {addr} ssl; server_name {name}; ssl_certificate {at}/{name}.pem;\n\
+                 ssl_certificate_key {at}/{name}.key; ssl_protocols TLSv1.2 TLSv1.3;\n\
+                 location / {{ return 200 'page of {name}'; }} }}"
+            )
+            .unwrap();
+        }
+        config.push('}');
+        std::fs::write(dir.path().join("nginx.conf"), config).unwrap();
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(dir.path()).arg("-c").arg(dir.path().join("nginx.conf"));
+        let mut process = Process::start(&mut command, "nginx-light");
+        wait_port(&mut process, addr);
+        Self { _process: process, dir, addr }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The certificate of `name`, which signs itself.
+    pub(crate) fn certificate(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.pem"))
+    }
+}
+
+impl Named {
+    /// Starts one with these `A` records.
+    pub(crate) fn start(records: &[(&str, Ipv4Addr)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let port = free_port();
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let config = format!(
+            "options {{ directory \"{at}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }};\n\
+             recursion no; pid-file \"{at}/pid\"; session-keyfile \"{at}/session.key\"; }};\n\
+             controls {{}};\n\
+             zone \"backend.test\" {{ type primary; file \"zone\"; notify no; }};\n"
+        );
+        std::fs::write(dir.path().join("named.conf"), config).unwrap();
+        write_zone(&dir, 1, records);
+        let mut command = Command::new("named");
+        command.args(["-g", "-n", "1", "-c"]).arg(dir.path().join("named.conf"));
+        let mut process = Process::start(&mut command, "bind9");
+        wait_port(&mut process, addr);
+        Self { process, dir, addr, serial: 1 }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Replaces all records.
+    pub(crate) fn replace(&mut self, records: &[(&str, Ipv4Addr)]) {
+        self.serial += 1;
+        write_zone(&self.dir, self.serial, records);
+        self.process.signal(Signal::HUP);
+        let loaded = format!("zone backend.test/IN: loaded serial {}", self.serial);
+        until("the new zone", SOON, || self.process.stderr.contains(&loaded).then_some(()));
+    }
+}
+
+fn write_zone(dir: &TempDir, serial: u32, records: &[(&str, Ipv4Addr)]) {
+    let mut zone =
+        format!("$TTL 1\n@ IN SOA ns hostmaster ( {serial} 60 60 600 1 )\n@ IN NS ns\nns IN A 127.0.0.1\n");
+    for (name, ip) in records {
+        writeln!(zone, "{name} IN A {ip}").unwrap();
+    }
+    std::fs::write(dir.path().join("zone"), zone).unwrap();
+}
+
+fn wait_port(process: &mut Process, addr: SocketAddr) {
+    until("the server's port", SOON, || {
+        if let Some(status) = process.exit() {
+            panic!("the server ended with {status}: {:#?}", process.stderr.all());
+        }
+        TcpStream::connect(addr).ok()
+    });
+}
+
+/// Runs curl for `https://name/` at `proxy`, trusting nothing but `ca`.
+pub(crate) fn curl(name: &str, proxy: SocketAddr, ca: &std::path::Path, options: &[&str]) -> Finished {
+    let resolve = format!("{name}:{}:{}", proxy.port(), proxy.ip());
+    let url = format!("https://{name}:{}/", proxy.port());
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--show-error", "--fail", "--max-time", "10", "--resolve", &resolve]);
+    finish(command.args(options).arg("--cacert").arg(ca).arg(url), "curl", "")
+}
+
+/// Runs `openssl s_client` for `name` at `proxy`, trusting nothing but `ca`.
+pub(crate) fn s_client(name: &str, proxy: SocketAddr, ca: &std::path::Path, version: &str) -> Finished {
+    let mut command = Command::new("openssl");
+    command.args([
+        "s_client",
+        "-connect",
+        &proxy.to_string(),
+        "-servername",
+        name,
+        version,
+        "-verify_return_error",
+    ]);
+    finish(command.arg("-CAfile").arg(ca), "openssl", "GET / HTTP/1.0\r\n\r\n")
+}

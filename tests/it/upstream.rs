@@ -1,0 +1,152 @@
+//! Backends: shared in turn, passed over when they refuse, given up on in time.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::support::UNLIMITED;
+use crate::support::backend::{Backend, UnixBackend};
+use crate::support::client::{Outcome, probe, served, timed};
+use crate::support::hello::to;
+use crate::support::proxy::Proxy;
+
+const INTERNAL_ERROR: Outcome = Outcome::Alert(80);
+
+fn proxy_to(to: &str, extra: &str) -> Proxy {
+    Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{UNLIMITED}{extra}\n[[route]]\nname = 'r'\nsni = 'a.test'\nto = [{to}]\n"
+    ))
+}
+
+/// An address that refuses: its port is held, and nobody listens there.
+fn refusing() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let addr = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, addr)
+}
+
+/// A listening socket whose queue is full: the kernel answers no further SYN.
+fn black_hole() -> (TcpListener, Vec<Socket>, SocketAddr) {
+    let (socket, addr) = refusing();
+    socket.listen(0).unwrap();
+    let fillers = (0..4).map(|_| {
+        let filler = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        filler.set_nonblocking(true).unwrap();
+        // In progress, or for good: the queue fills either way.
+        let _ = filler.connect(&addr.into());
+        filler
+    });
+    let fillers = fillers.collect();
+    let full = TcpStream::connect_timeout(&addr, Duration::from_millis(300));
+    assert_eq!(full.map_err(|error| error.kind()).err(), Some(std::io::ErrorKind::TimedOut));
+    (TcpListener::from(socket), fillers, addr)
+}
+
+#[test]
+fn two_backends_take_turns() {
+    let (one, two) = (Backend::tagged("one"), Backend::tagged("two"));
+    let proxy = proxy_to(&format!("'{one}', '{two}'"), "");
+    for _ in 0..40 {
+        assert!(matches!(probe(proxy.addr(), &to("a.test")), Outcome::Served(_)));
+    }
+    assert_eq!((one.hits(), two.hits()), (20, 20));
+    let connects = |backend: &Backend| {
+        proxy
+            .metrics()
+            .sum("portcullis_upstream_connects_total", &[("route", "r"), ("backend", &backend.to_string())])
+    };
+    assert!((connects(&one) - 20.0).abs() < 0.5 && (connects(&two) - 20.0).abs() < 0.5);
+    let line = proxy.access_line("one", |line| line["backend"] == one.to_string());
+    assert!(line["connect_ms"].as_f64().is_some(), "{line}");
+}
+
+#[test]
+fn a_backend_that_refuses_is_passed_over() {
+    let (_held, refusing) = refusing();
+    let good = Backend::tagged("good");
+    let proxy = proxy_to(&format!("'{refusing}', '{good}'"), "");
+    for _ in 0..30 {
+        let (took, outcome) = timed(|| probe(proxy.addr(), &to("a.test")));
+        assert_eq!(outcome, served("good"));
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    assert_eq!(good.hits(), 30);
+    let failures = proxy.metrics().sum(
+        "portcullis_upstream_connect_failures_total",
+        &[("route", "r"), ("backend", &refusing.to_string()), ("reason", "refused")],
+    );
+    assert!(failures >= 1.0, "{failures}");
+}
+
+#[test]
+fn without_any_backend_tls_clients_get_an_alert_and_others_a_close() {
+    let (_held, refusing) = refusing();
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[[route]]\nname = 'r'\nsni = 'a.test'\nto = '{refusing}'\n\
+         [[route]]\nprotocol = 'ssh'\nto = '{refusing}'\n"
+    ));
+    assert_eq!(probe(proxy.addr(), &to("a.test")), INTERNAL_ERROR);
+    assert_eq!(probe(proxy.addr(), b"SSH-2.0-x\r\n"), Outcome::Closed);
+    let line = proxy.access_line("refused", |line| line["sni"] == "a.test");
+    assert_eq!((&line["cause"], &line["stage"]), (&"upstream".into(), &"connect".into()));
+    assert_eq!((&line["reason"], &line["route"]), (&"refused".into(), &"r".into()));
+}
+
+#[test]
+fn a_unix_socket_is_a_backend() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = UnixBackend::tagged(&dir.path().join("backend.sock"), "unix");
+    let proxy = proxy_to(&format!("'{}'", backend.to()), "");
+    for _ in 0..5 {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("unix"));
+    }
+    assert_eq!(backend.hits(), 5);
+    let absent = proxy_to(&format!("'unix:{}'", dir.path().join("absent.sock").display()), "");
+    assert_eq!(probe(absent.addr(), &to("a.test")), INTERNAL_ERROR);
+}
+
+#[test]
+fn a_black_hole_is_given_up_on_in_time() {
+    let (_listener, _fillers, hole) = black_hole();
+    let proxy = proxy_to(&format!("'{hole}'"), "timeouts = { connect = '500ms' }");
+    let (took, outcome) = timed(|| probe(proxy.addr(), &to("a.test")));
+    assert_eq!(outcome, INTERNAL_ERROR);
+    assert!(took > Duration::from_millis(400) && took < Duration::from_millis(2500), "{took:?}");
+    let line = proxy.access_line("timeout", |line| line["sni"] == "a.test");
+    assert_eq!(
+        (&line["cause"], &line["stage"], &line["reason"]),
+        (&"upstream_timeout".into(), &"connect".into(), &"timeout".into())
+    );
+    let labels = [("route", "r"), ("reason", "timeout")];
+    assert!(proxy.metrics().sum("portcullis_upstream_connect_failures_total", &labels) >= 1.0);
+}
+
+#[test]
+fn behind_a_black_hole_the_next_backend_serves() {
+    let (_listener, _fillers, hole) = black_hole();
+    let good = Backend::tagged("good");
+    let proxy = proxy_to(&format!("'{hole}', '{good}'"), "timeouts = { connect = '300ms' }");
+    for _ in 0..4 {
+        let (took, outcome) = timed(|| probe(proxy.addr(), &to("a.test")));
+        assert_eq!(outcome, served("good"));
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+    }
+}
+
+#[test]
+fn a_client_that_gives_up_while_the_proxy_connects_leaves_nothing_behind() {
+    let (_listener, _fillers, hole) = black_hole();
+    let mut proxy = proxy_to(&format!("'{hole}'"), "timeouts = { connect = '1s' }");
+    let fds = proxy.process.fds();
+    for _ in 0..20 {
+        let mut stream = crate::support::client::connect(proxy.addr());
+        std::io::Write::write_all(&mut stream, &to("a.test")).unwrap();
+        crate::support::client::reset(stream);
+    }
+    crate::support::wait_for("descriptors to be given back", || {
+        proxy.process.fds() <= fds && proxy.metrics().sum("portcullis_connections_active", &[]).abs() < 0.5
+    });
+    proxy.assert_sound();
+}
