@@ -102,6 +102,20 @@ fn an_access_log_that_nobody_reads_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_full_disk_costs_lines_and_nothing_else() {
+    let backend = Backend::tagged("a");
+    let mut proxy = proxy_to(&backend, "access_log = '/dev/full'");
+    for _ in 0..50 {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    }
+    wait_for("the lost lines to be counted", || {
+        proxy.metrics().sum("portcullis_accesslog_dropped_total", &[]) >= 1.0
+    });
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    proxy.assert_sound();
+}
+
+#[test]
 fn metrics_have_the_exact_counts() {
     let backend = Backend::tagged("a");
     let proxy = proxy_to(&backend, "");
