@@ -50,6 +50,9 @@ async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termi
         Ok(peeked) => peeked,
         Err(error) => {
             listener.metrics.hello_failed(&error);
+            if error.is_refused() {
+                record.refused();
+            }
             Box::pin(refuse::refuse(stream, client, error.refusal(), &cx.scratch)).await;
             return error.into();
         }
@@ -66,6 +69,7 @@ async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termi
             passthrough::run(stream, prefix, tls, snapshot, index, record, cx).await
         }
         Routed::Refuse(with, termination) => {
+            listener.metrics.rejected(termination.reason);
             let refusal = Refusal::new(with, preface.hello().is_some());
             Box::pin(refuse::refuse(stream, client, refusal, &cx.scratch)).await;
             termination

@@ -80,13 +80,17 @@ pub async fn until_stopped(
 pub async fn force_when_due(
     signals: &mut Signals,
     ended: &CancellationToken,
+    shared: &Shared,
     force: &CancellationToken,
     deadline: Duration,
 ) {
     tokio::select! {
         () = ended.cancelled() => return,
         signal = signals.next() => warn!(signal, "a second signal: closing what is open"),
-        () = tokio::time::sleep(deadline) => warn!("the time to drain is over: closing what is open"),
+        () = tokio::time::sleep(deadline) => {
+            shared.drained.store(true, Ordering::Release);
+            warn!("the time to drain is over: closing what is open");
+        }
     }
     force.cancel();
     ended.cancelled().await;

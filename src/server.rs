@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -201,6 +202,7 @@ impl Bound {
             guard: Arc::new(Guard::new(&self.config.limits, connection_cap(&self.config))),
             access_log,
             draining: CancellationToken::new(),
+            drained: AtomicBool::new(false),
         });
         let result = self.serve(&control, &shared, &registry, &resolver);
         drop(resolver);
@@ -241,7 +243,7 @@ impl Bound {
         readiness.set_ready();
         info!(workers = workers.len(), connections = shared.guard.cap(), "ready");
         control.block_on(drain::until_stopped(&mut signals, &readiness, shared, self.config.timeouts.drain));
-        force_after_workers(control, workers, &force, &mut signals, self.config.timeouts.drain);
+        force_after_workers(control, workers, shared, &force, &mut signals, self.config.timeouts.drain);
         info!("stopped");
         Ok(())
     }
@@ -251,6 +253,7 @@ impl Bound {
 fn force_after_workers(
     control: &Runtime,
     workers: Vec<Worker>,
+    shared: &Shared,
     force: &CancellationToken,
     signals: &mut drain::Signals,
     deadline: Duration,
@@ -263,7 +266,7 @@ fn force_after_workers(
             joined.cancel();
         })
     };
-    control.block_on(drain::force_when_due(signals, &joined, force, deadline));
+    control.block_on(drain::force_when_due(signals, &joined, shared, force, deadline));
     let _ = all.join();
 }
 

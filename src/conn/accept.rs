@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use tracing::{debug, warn};
 
 use super::context::{Accepted, Context, ListenerContext};
+use super::metrics::Action;
 use super::{record, serve};
 use crate::net::{AcceptedSocket, Listener, reset_on_close};
 
@@ -66,7 +67,8 @@ async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc
         Err(rejection) => {
             // No FIN handshake, no state left in the kernel: the cheapest end for us.
             reset_on_close(&socket);
-            listener.metrics.rejected(rejection);
+            listener.metrics.rejected(Some(rejection.as_str()));
+            listener.metrics.ended(Action::Reject);
             record::tell_rejection(rejection, peer, listener, cx);
         }
     }

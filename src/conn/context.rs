@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -27,6 +28,8 @@ pub struct Shared {
     pub access_log: AccessLog,
     /// Cancelled when no more connections shall be accepted.
     pub draining: CancellationToken,
+    /// Set when the time to drain is over: what is open then ends for that reason.
+    pub drained: AtomicBool,
 }
 
 /// What the connections of one worker share, on its thread.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 use super::peek::PeekError;
-use crate::guard::Rejection;
+use super::termination::Termination;
 use crate::telemetry::{Family, Registry};
 
 const CONNECTIONS: Family = Family {
@@ -17,7 +17,7 @@ const ACTIVE: Family =
     Family { name: "portcullis_connections_active", help: "Connections open now.", labels: &["listener"] };
 const REJECTED: Family = Family {
     name: "portcullis_connections_rejected_total",
-    help: "Connections refused at accept by a limit on their address.",
+    help: "Connections refused by a limit, a route or a policy; bad hellos are counted on their own.",
     labels: &["listener", "reason"],
 };
 const ACCEPT_ERRORS: Family = Family {
@@ -41,7 +41,7 @@ const HELLO_ERRORS: Family = Family {
 pub(super) struct ListenerMetrics {
     pub(super) active: Gauge,
     actions: [Counter; Action::ALL.len()],
-    rejected: [Counter; Rejection::ALL.len()],
+    rejected: [Counter; Termination::REJECTIONS.len()],
     pub(super) accept_shortage: Counter,
     pub(super) accept_other: Counter,
     hello_time: Histogram,
@@ -65,7 +65,7 @@ impl ListenerMetrics {
         Self {
             active: registry.gauge(&ACTIVE, &[listener]),
             actions: Action::ALL.map(|action| counter(&CONNECTIONS, action.as_str())),
-            rejected: Rejection::ALL.map(|rejection| counter(&REJECTED, rejection.as_str())),
+            rejected: Termination::REJECTIONS.map(|reason| counter(&REJECTED, reason)),
             accept_shortage: counter(&ACCEPT_ERRORS, "shortage"),
             accept_other: counter(&ACCEPT_ERRORS, "other"),
             hello_time: registry.histogram(&HELLO_TIME, &[listener]),
@@ -78,9 +78,10 @@ impl ListenerMetrics {
         counters.filter(|(which, _)| **which == action).for_each(|(_, counter)| counter.increment(1));
     }
 
-    pub(super) fn rejected(&self, rejection: Rejection) {
-        let counters = Rejection::ALL.iter().zip(&self.rejected);
-        counters.filter(|(which, _)| **which == rejection).for_each(|(_, counter)| counter.increment(1));
+    /// Counts a refusal; its reason is one of [`Termination::REJECTIONS`].
+    pub(super) fn rejected(&self, reason: Option<&str>) {
+        let counters = Termination::REJECTIONS.iter().zip(&self.rejected);
+        counters.filter(|(word, _)| Some(**word) == reason).for_each(|(_, counter)| counter.increment(1));
     }
 
     pub(super) fn hello_read(&self, took: Duration) {

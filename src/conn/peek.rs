@@ -136,6 +136,14 @@ impl PeekError {
         }
     }
 
+    /// Whether it is the proxy that ends the connection.
+    pub(super) fn is_refused(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Hello(_) => true,
+            Self::Closed | Self::Reset => false,
+        }
+    }
+
     /// How the client is told (RFC 8446 §6.2).
     pub(super) fn refusal(&self) -> Refusal {
         match self {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, Unit};
@@ -110,7 +111,7 @@ impl ConnRecord {
         }
     }
 
-    /// No route takes it.
+    /// It is refused without a route.
     pub(super) fn refused(&mut self) {
         self.action = Action::Reject;
     }
@@ -160,7 +161,9 @@ impl ConnRecord {
 
 impl Drop for ConnRecord {
     fn drop(&mut self) {
-        let end = self.end.unwrap_or_else(|| Termination::dropped(self.stage));
+        let end = self.end.unwrap_or_else(|| {
+            Termination::dropped(self.stage, self.cx.shared.drained.load(Ordering::Acquire))
+        });
         let duration = self.started.elapsed();
         self.listener.metrics.active.decrement(1.0);
         self.listener.metrics.ended(self.action);

@@ -27,7 +27,9 @@ pub enum Cause {
     Policy,
     /// This machine ran out of something.
     Resource,
-    /// Forced by the end of draining or of the process.
+    /// It was open when the time to drain was over.
+    Drained,
+    /// It was dropped without an end: by a second signal, or with its worker.
     Forced,
     /// A defect of this program.
     Internal,
@@ -60,6 +62,17 @@ pub struct Termination {
 }
 
 impl Termination {
+    /// The reasons of connections that a limit, a policy or a route refused.
+    pub(super) const REJECTIONS: [&str; 8] = [
+        "acl",
+        "rate_limit",
+        "connection_limit",
+        "before_hello",
+        "unknown_sni",
+        "no_sni",
+        "unknown_protocol",
+        "rejected",
+    ];
     /// A route refuses it.
     pub const REJECTED: Self = Self::new(Cause::Policy, Stage::Route, "rejected");
 
@@ -72,12 +85,13 @@ impl Termination {
         Self::new(Cause::Resource, Stage::Accept, "register")
     }
 
-    /// The connection was dropped at `stage` without an end of its own.
-    pub(super) fn dropped(stage: Stage) -> Self {
+    /// The connection was dropped at `stage` without an end of its own; `drained`: because the time to
+    /// drain was over.
+    pub(super) fn dropped(stage: Stage, drained: bool) -> Self {
         if std::thread::panicking() {
             return Self::new(Cause::Internal, stage, "panic");
         }
-        Self { cause: Cause::Forced, stage, reason: None }
+        Self { cause: if drained { Cause::Drained } else { Cause::Forced }, stage, reason: None }
     }
 }
 
@@ -163,6 +177,7 @@ impl Cause {
             Self::Limit => "limit",
             Self::Policy => "policy",
             Self::Resource => "resource",
+            Self::Drained => "drained",
             Self::Forced => "forced",
             Self::Internal => "internal",
         }
@@ -178,6 +193,22 @@ impl Stage {
             Self::Route => "route",
             Self::Connect => "connect",
             Self::Relay => "relay",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rejection_has_a_counter() {
+        let limits = Rejection::ALL.map(Termination::from);
+        let policies = [NoRoute::UnknownSni, NoRoute::NoSni, NoRoute::UnknownProtocol].map(Termination::from);
+        let all: Vec<_> = limits.into_iter().chain(policies).chain([Termination::REJECTED]).collect();
+        assert_eq!(all.len(), Termination::REJECTIONS.len());
+        for termination in all {
+            assert!(Termination::REJECTIONS.contains(&termination.reason.unwrap()), "{termination:?}");
         }
     }
 }
