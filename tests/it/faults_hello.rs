@@ -43,7 +43,7 @@ fn hellos_up_to_the_limit_are_routed_and_larger_ones_get_an_alert() {
     }
     setup.proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "too_large")], 4.0);
     let line = setup.proxy.access_line("too large", |line| line["reason"] == "too_large");
-    assert_eq!((&line["action"], &line["stage"]), (&"reject".into(), &"peek".into()));
+    assert_eq!((&line["cause"], &line["stage"]), (&"client".into(), &"peek".into()));
     assert_eq!((setup.right.hits(), setup.catch_all.hits()), (6, 0));
     setup.proxy.assert_sound();
 }

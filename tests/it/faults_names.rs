@@ -195,12 +195,11 @@ fn without_routes_for_them_other_protocols_are_refused_with_a_reason() {
     assert_eq!(probe(addr, b""), Outcome::Closed, "silence until the deadline");
     // A port scanner goes away at once.
     drop(connect(addr));
-    let rejected = |reason: &str, count: f64| {
-        proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", reason)], count);
-    };
-    rejected("unknown_protocol", 5.0);
-    rejected("no_sni", 3.0);
-    rejected("unknown_sni", 1.0);
+    let logged = |reason: &str| proxy.access_log().iter().filter(|line| line["reason"] == reason).count();
+    for (reason, count) in [("unknown_protocol", 5), ("no_sni", 3), ("unknown_sni", 1), ("hello_timeout", 1)]
+    {
+        crate::support::wait_for(reason, || logged(reason) == count);
+    }
     proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "hello_timeout")], 1.0);
     for (protocol, count) in [("http", 2), ("ssh", 1), ("unknown", 2)] {
         let lines = proxy.access_log();

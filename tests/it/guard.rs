@@ -1,6 +1,6 @@
 //! Limits by address act before a byte is read; those of one address never hurt another.
 
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::support::backend::Backend;
@@ -46,13 +46,32 @@ fn the_longest_prefix_of_allow_and_deny_decides() {
         }
         let refused = cases.iter().filter(|(_, expected)| **expected == no).count() as f64;
         proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", "acl")], refused);
-        proxy.wait_metric("portcullis_connections_total", &[("action", "reject")], refused);
         let line = proxy.access_line("refused by a list", |line| line["reason"] == "acl");
         assert_eq!(
             (&line["action"], &line["cause"], &line["stage"]),
             (&"reject".into(), &"policy".into(), &"accept".into())
         );
     }
+}
+
+#[test]
+fn on_a_dual_stack_listener_ipv4_clients_are_ipv4_clients() {
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&format!(
+        "listen = ':0'\ndeny = ['127.0.0.2', '::1']\nconnection_limit = {{ per_ip = 1 }}\n\
+         [[route]]\nsni = 'a.test'\nfrom = '127.0.0.0/8'\nto = '{backend}'\n"
+    ));
+    let (port, hello) = (proxy.addr().port(), to("a.test"));
+    let v4 = SocketAddr::from((ME, port));
+    assert_eq!(probe_from(OTHER, v4, &hello), Outcome::Reset, "denied, mapped or not");
+    let open = held(ME, v4, &hello);
+    assert_eq!(probe_from(ME, v4, &hello), Outcome::Reset, "one at a time");
+    drop(open);
+    let line = proxy.access_line("ours", |line| line["action"] == "passthrough");
+    assert!(line["client"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    let v6 = TcpStream::connect(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)));
+    let refused = v6.map(|mut stream| outcome(&mut stream, &hello, SOON));
+    assert!(matches!(refused, Ok(Outcome::Reset) | Err(_)), "{refused:?}");
 }
 
 #[test]

@@ -6,11 +6,16 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::backend::Backend;
-use crate::support::client::{Outcome, connect, exchange, held, probe, read_to_end, served};
+use crate::support::client::{
+    Outcome, connect, exchange, held, loopback, probe, probe_from, read_to_end, served,
+};
 use crate::support::hello::{Keys, real, to};
 use crate::support::process::finish;
 use crate::support::proxy::Proxy;
 use crate::support::{SOON, UNLIMITED, until, wait_for};
+
+/// A handshake record of no bytes, which RFC 8446 §5.1 forbids.
+const BROKEN_HELLO: [u8; 5] = [22, 3, 1, 0, 0];
 
 fn proxy_to(backend: &Backend, extra: &str) -> Proxy {
     Proxy::start(&format!(
@@ -97,6 +102,20 @@ fn an_access_log_that_nobody_reads_keeps_nobody_waiting() {
 }
 
 #[test]
+fn a_full_disk_costs_lines_and_nothing_else() {
+    let backend = Backend::tagged("a");
+    let mut proxy = proxy_to(&backend, "access_log = '/dev/full'");
+    for _ in 0..50 {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    }
+    wait_for("the lost lines to be counted", || {
+        proxy.metrics().sum("portcullis_accesslog_dropped_total", &[]) >= 1.0
+    });
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    proxy.assert_sound();
+}
+
+#[test]
 fn metrics_have_the_exact_counts() {
     let backend = Backend::tagged("a");
     let proxy = proxy_to(&backend, "");
@@ -108,7 +127,7 @@ fn metrics_have_the_exact_counts() {
         probe(proxy.addr(), &to("unknown.test"));
     }
     for _ in 0..3 {
-        probe(proxy.addr(), &[22, 3, 1, 0, 0]);
+        probe(proxy.addr(), &BROKEN_HELLO);
     }
     let open = held(std::net::Ipv4Addr::LOCALHOST, proxy.addr(), &hello);
     let count = |name: &str, labels: &[(&str, &str)], value: f64| proxy.wait_metric(name, labels, value);
@@ -116,8 +135,6 @@ fn metrics_have_the_exact_counts() {
     drop(open);
     count("portcullis_connections_active", &[], 0.0);
     count("portcullis_connections_total", &[("action", "passthrough")], 8.0);
-    count("portcullis_connections_total", &[("action", "reject")], 8.0);
-    count("portcullis_connections_rejected_total", &[("reason", "unknown_sni")], 5.0);
     count("portcullis_clienthello_errors_total", &[], 3.0);
     count("portcullis_received_bytes_total", &[("route", "app")], (8 * hello.len()) as f64);
     let answers = 8 * "tag:a\n".len() + 8 * hello.len();
@@ -136,6 +153,45 @@ fn metrics_have_the_exact_counts() {
     ] {
         assert!(metrics.has(name), "{name}");
     }
+}
+
+#[test]
+fn every_refusal_has_a_reason_in_the_log_and_in_a_metric() {
+    let backend = Backend::tagged("a");
+    let extra = "deny = ['127.0.0.2']\n[[route]]\nsni = 'no.test'\nreject = 'close'";
+    let proxy = proxy_to(&backend, extra);
+    probe_from(loopback(2), proxy.addr(), &to("a.test"));
+    probe(proxy.addr(), &to("unknown.test"));
+    probe(proxy.addr(), &real(None, &[], Keys::Classic));
+    probe(proxy.addr(), b"SSH-2.0-x\r\n");
+    probe(proxy.addr(), &to("no.test"));
+    for reason in ["acl", "unknown_sni", "no_sni", "unknown_protocol", "rejected"] {
+        let line = proxy.access_line(reason, |line| line["reason"] == reason);
+        assert_eq!((&line["action"], &line["cause"]), (&"reject".into(), &"policy".into()), "{reason}");
+        proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", reason)], 1.0);
+    }
+}
+
+#[test]
+fn connections_refused_at_accept_count_among_all() {
+    let backend = Backend::tagged("a");
+    let proxy = proxy_to(&backend, "deny = ['127.0.0.2']");
+    for _ in 0..3 {
+        assert_eq!(probe_from(loopback(2), proxy.addr(), &to("a.test")), Outcome::Reset);
+    }
+    proxy.wait_metric("portcullis_connections_total", &[("action", "reject")], 3.0);
+}
+
+#[test]
+fn a_refused_hello_is_a_rejection() {
+    let backend = Backend::tagged("a");
+    let proxy = proxy_to(&backend, "");
+    assert_eq!(probe(proxy.addr(), &BROKEN_HELLO), Outcome::Alert(50));
+    let line = proxy.access_line("the broken hello", |line| line["reason"] == "record_length");
+    assert_eq!((&line["cause"], &line["stage"]), (&"client".into(), &"peek".into()));
+    proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "record_length")], 1.0);
+    assert_eq!(line["action"], "reject", "it was sent an alert: {line}");
+    proxy.wait_metric("portcullis_connections_total", &[("action", "reject")], 1.0);
 }
 
 #[test]

@@ -133,6 +133,33 @@ fn a_clients_reset_reaches_the_backend_as_a_reset() {
     }
 }
 
+/// Writes until the connection takes no more for a while.
+fn fill(stream: &mut TcpStream) {
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    while stream.write_all(&vec![1; 1_000_000]).is_ok() {}
+}
+
+#[test]
+fn a_reset_is_noticed_though_the_other_side_takes_nothing() {
+    let tunnel = Tunnel::new("");
+    let idle = tunnel.proxy.process.fds();
+    for client_resets in [true, false] {
+        let (mut client, mut backend) = tunnel.open();
+        let addr = client.local_addr().unwrap();
+        if client_resets {
+            fill(&mut client);
+            reset(client);
+        } else {
+            fill(&mut backend);
+            reset(backend);
+        }
+        wait_for("both descriptors to be given back", || tunnel.proxy.process.fds() <= idle);
+        let (_, cause, stage) = tunnel.end_of(addr);
+        let expected = if client_resets { "client" } else { "upstream" };
+        assert_eq!((cause.as_str(), stage.as_str()), (expected, "relay"));
+    }
+}
+
 #[test]
 fn what_a_backend_sent_before_its_fin_is_not_lost_to_a_slow_client() {
     let tunnel = Tunnel::new("");

@@ -29,7 +29,7 @@ impl Metrics {
             sample.name == name
                 && labels.iter().all(|(key, value)| sample.labels.contains(&format!(",{key}=\"{value}\"")))
         };
-        self.0.iter().filter(|sample| has(sample)).map(|sample| sample.value).sum()
+        self.0.iter().filter(|sample| has(sample)).fold(0.0, |sum, sample| sum + sample.value)
     }
 
     /// Whether there is a metric of this name.
