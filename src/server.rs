@@ -9,10 +9,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::admin::Admin;
 use crate::config::{AdminAddr, Config};
@@ -25,12 +24,12 @@ use crate::snapshot::Snapshot;
 use crate::telemetry::access_log::AccessLogWriter;
 use crate::telemetry::{AccessLog, Family, Registry};
 use crate::upstream::{ResolveError, Resolver};
-use crate::worker::{Worker, WorkerSocket};
+use crate::worker::{Worker, WorkerConfig, WorkerSocket};
 
-/// Descriptors kept for everything but relayed connections: logs, admin, DNS, the runtimes themselves.
-const RESERVED_DESCRIPTORS: u64 = 64;
-/// Descriptors of a relayed connection: the client's and the backend's.
-const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+mod budget;
+
+use budget::{Budget, raise_descriptor_limit};
+
 /// How often histograms are folded and gauges of bounded tables are set.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -197,14 +196,15 @@ impl Bound {
         let mut resolver = Resolver::new(&self.config.dns, &registry);
         let snapshot = Snapshot::new(&self.config, &mut resolver, &registry);
         resolver.start(control.handle())?;
+        let budget = Budget::new(&self.config.limits, self.sockets.len());
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
-            guard: Arc::new(Guard::new(&self.config.limits, connection_cap(&self.config))),
+            guard: Arc::new(Guard::new(&self.config.limits, budget.connections)),
             access_log,
             draining: CancellationToken::new(),
             drained: AtomicBool::new(false),
         });
-        let result = self.serve(&control, &shared, &registry, &resolver);
+        let result = self.serve(&control, &shared, &registry, &resolver, budget.pipes);
         drop(resolver);
         control.shutdown_timeout(Duration::from_millis(100));
         finish_log(shared, log_writer);
@@ -217,6 +217,7 @@ impl Bound {
         shared: &Arc<Shared>,
         registry: &Arc<Registry>,
         resolver: &Resolver,
+        pipes: usize,
     ) -> Result<(), StartError> {
         let readiness = Arc::new(Readiness::default());
         // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
@@ -234,7 +235,9 @@ impl Bound {
         let force = CancellationToken::new();
         let mut workers = Vec::with_capacity(self.sockets.len());
         for (id, sockets) in (0u16..).zip(self.sockets) {
-            let worker = Worker::spawn(id, sockets, Arc::clone(shared), Arc::clone(registry), force.clone());
+            let config = WorkerConfig { id, pipes };
+            let worker =
+                Worker::spawn(config, sockets, Arc::clone(shared), Arc::clone(registry), force.clone());
             workers.push(worker.map_err(StartError::Thread)?);
         }
         for (listener, address) in &self.addresses {
@@ -286,35 +289,5 @@ async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
         registry.upkeep();
         #[allow(clippy::cast_precision_loss, reason = "the table is bounded")]
         sources.set(shared.guard.known_sources() as f64);
-    }
-}
-
-/// The soft limit of open files is a leftover of `select(2)`; the hard one is what the machine allows.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current < limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-    {
-        warn!(%error, "cannot raise the limit of open files");
-    }
-}
-
-/// The cap on connections: as configured, or what the limit of open files allows.
-fn connection_cap(config: &Config) -> usize {
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
-    let room = files.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_PER_CONNECTION;
-    let room = usize::try_from(room).unwrap_or(usize::MAX).max(1);
-    match config.limits.total {
-        Some(total) => {
-            if total > room {
-                warn!(
-                    total,
-                    possible = room,
-                    "connection_limit.total is more than the limit of open files allows"
-                );
-            }
-            total
-        }
-        None => room,
     }
 }

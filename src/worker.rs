@@ -27,29 +27,38 @@ pub struct WorkerSocket {
     pub name: Arc<str>,
 }
 
+/// What a worker is told at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerConfig {
+    /// Its number.
+    pub id: u16,
+    /// How many pipes it may have.
+    pub pipes: usize,
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker(JoinHandle<()>);
 
 impl Worker {
-    /// Starts worker number `id` on `sockets`. It runs until draining has begun and its connections have
+    /// Starts a worker on `sockets`. It runs until draining has begun and its connections have
     /// ended, or until `force` is cancelled.
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub fn spawn(
-        id: u16,
+        config: WorkerConfig,
         sockets: Vec<WorkerSocket>,
         shared: Arc<Shared>,
         registry: Arc<Registry>,
         force: CancellationToken,
     ) -> io::Result<Self> {
         let run = move || {
-            if let Err(error) = work(id, sockets, shared, &registry, force) {
-                error!(worker = id, %error, "a worker could not start");
+            if let Err(error) = work(config, sockets, shared, &registry, force) {
+                error!(worker = config.id, %error, "a worker could not start");
             }
         };
-        std::thread::Builder::new().name(format!("worker-{id}")).spawn(run).map(Self)
+        std::thread::Builder::new().name(format!("worker-{}", config.id)).spawn(run).map(Self)
     }
 
     /// Waits until it is done.
@@ -61,7 +70,7 @@ impl Worker {
 }
 
 fn work(
-    id: u16,
+    WorkerConfig { id, pipes }: WorkerConfig,
     sockets: Vec<WorkerSocket>,
     shared: Arc<Shared>,
     registry: &Registry,
@@ -69,7 +78,7 @@ fn work(
 ) -> io::Result<()> {
     let runtime =
         Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
-    let cx = Rc::new(Context::new(Arc::clone(&shared), id));
+    let cx = Rc::new(Context::new(Arc::clone(&shared), id, pipes));
     runtime.block_on(async {
         let mut loops = JoinSet::new();
         for WorkerSocket { socket, listener, name } in sockets {

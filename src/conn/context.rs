@@ -73,11 +73,11 @@ pub(super) struct Live(Rc<Context>);
 const REJECTIONS_TOLD: u32 = 100;
 
 impl Context {
-    /// The context of the `worker`th worker.
-    pub fn new(shared: Arc<Shared>, worker: u16) -> Self {
+    /// The context of the `worker`th worker, which may have up to `pipes` pipes.
+    pub fn new(shared: Arc<Shared>, worker: u16, pipes: usize) -> Self {
         Self {
             shared,
-            scratch: Scratch::new(64),
+            scratch: Scratch::new(pipes),
             live: Cell::new(0),
             all_gone: Notify::new(),
             // Ids are unique in the process: the worker in the upper 16 bits.

@@ -4,11 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
 /// Capacity asked for, in bytes: what one trip through the pipe may carry. The kernel grants less beyond
 /// `fs.pipe-user-pages-soft`, which is fine: a smaller pipe only makes more trips.
 const CAPACITY: usize = 256 * 1024;
+/// The least capacity worth splicing through: with less, copying moves more in a call.
+const LEAST: usize = 64 * 1024;
 
 /// A pipe and what is in it.
 #[derive(Debug)]
@@ -74,8 +76,10 @@ impl Drop for Lent<'_> {
 impl Pipe {
     fn new() -> io::Result<Self> {
         let (reader, writer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-        // Refused beyond the user's share: the pipe stays at its default of 64 KiB, or a page.
-        let _ = fcntl_setpipe_size(&writer, CAPACITY);
+        // Refused beyond the user's share of pipe memory, where new pipes have only a page or two (pipe(7)).
+        if fcntl_setpipe_size(&writer, CAPACITY).is_err() && fcntl_getpipe_size(&writer)? < LEAST {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         Ok(Self { reader, writer, pending: 0 })
     }
 
@@ -90,7 +94,8 @@ impl Pipe {
     /// # Errors
     /// What splice(2) says, `InvalidInput` when the source cannot be spliced from.
     pub fn fill(&mut self, source: impl AsFd) -> io::Result<usize> {
-        let n = splice(source, None, &self.writer, None, CAPACITY, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+        let n =
+            splice(source, None, &self.writer, None, CAPACITY, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
         self.pending += n;
         Ok(n)
     }

@@ -22,6 +22,9 @@ use flow::Flow;
 
 /// Size of a thread's scratch buffer in bytes: one read takes what a socket's default receive buffer holds.
 const SCRATCH: usize = 64 * 1024;
+/// How often a source is looked at that is not read because its destination is slow: its failure would
+/// otherwise go unnoticed until the idle limit.
+const STALL_CHECK: Duration = Duration::from_secs(5);
 
 /// What all relays of a thread share: the buffer that they read into, and the pipes that they splice through.
 #[derive(Debug)]
@@ -94,6 +97,8 @@ pub trait Conduit: AsyncRead + AsyncWrite + Unpin {
     fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
     /// Splices from the `pipe`, which holds something, into the connection.
     fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
+    /// Why the connection has failed, if it has; told once.
+    fn take_error(&self) -> Option<io::Error>;
 }
 
 impl Scratch {
@@ -126,33 +131,64 @@ where
 {
     let mut up = Flow::new(Direction::Up, prefix, scratch);
     let mut down = Flow::new(Direction::Down, Box::default(), scratch);
-    let mut active = Instant::now();
-    let mut timer = pin!(sleep_until(active + limits.open));
+    let mut clock = IdleClock { limits, active: Instant::now(), checked: None };
+    let mut timer = pin!(sleep_until(clock.active + limits.open));
     poll_fn(move |cx| {
         let upward = up.poll(cx, client, upstream, meter, down.failed(Side::Downstream));
         let downward = down.poll(cx, upstream, client, meter, up.failed(Side::Upstream));
-        if let Some(end) = finished(&mut up, &mut down) {
-            return Poll::Ready(end);
-        }
-        let half_closed = [&up, &down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction());
-        let limit = if half_closed.is_some() { limits.half_closed } else { limits.open };
         if upward || downward {
-            active = Instant::now();
+            clock.active = Instant::now();
         }
-        let deadline = active + limit;
-        // The timer is only ever late, and moved when it fires; earlier when a direction has ended.
-        if deadline < timer.deadline() {
-            timer.as_mut().reset(deadline);
-        }
-        while timer.as_mut().poll(cx).is_ready() {
+        loop {
+            if let Some(end) = finished(&mut up, &mut down) {
+                return Poll::Ready(end);
+            }
+            let half_closed = [&up, &down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction());
+            let deadline = clock.deadline(half_closed.is_some());
+            let wake = clock.wake(deadline, up.is_stalled() || down.is_stalled());
+            // The timer is only ever late, and moved when it fires; earlier when it must.
+            if wake < timer.deadline() {
+                timer.as_mut().reset(wake);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
             if timer.deadline() >= deadline {
                 return Poll::Ready(RelayEnd::Idle { half_closed });
             }
-            timer.as_mut().reset(deadline);
+            if timer.deadline() >= wake {
+                clock.checked = Some(timer.deadline());
+                up.notice_failure(client);
+                down.notice_failure(upstream);
+            }
+            let wake = clock.wake(deadline, up.is_stalled() || down.is_stalled());
+            timer.as_mut().reset(wake);
         }
-        Poll::Pending
     })
     .await
+}
+
+/// When a relay is over for want of bytes, and when it is to be looked at before that.
+struct IdleClock {
+    limits: IdleLimits,
+    /// When a byte passed last.
+    active: Instant,
+    /// When a stalled source was looked at last.
+    checked: Option<Instant>,
+}
+
+impl IdleClock {
+    fn deadline(&self, half_closed: bool) -> Instant {
+        self.active + if half_closed { self.limits.half_closed } else { self.limits.open }
+    }
+
+    fn wake(&self, deadline: Instant, stalled: bool) -> Instant {
+        if stalled {
+            deadline.min(self.checked.unwrap_or(self.active).max(self.active) + STALL_CHECK)
+        } else {
+            deadline
+        }
+    }
 }
 
 /// The end of the relay, if it has one: at once when a source failed, else when both directions are over.

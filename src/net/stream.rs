@@ -103,6 +103,10 @@ macro_rules! conduit {
                     }
                 }
             }
+
+            fn take_error(&self) -> Option<io::Error> {
+                <$stream>::take_error(self).unwrap_or_else(Some)
+            }
         }
     };
 }
@@ -122,6 +126,13 @@ impl Conduit for Upstream {
         match self {
             Self::Tcp(stream) => stream.poll_drain(cx, pipe),
             Self::Unix(stream) => stream.poll_drain(cx, pipe),
+        }
+    }
+
+    fn take_error(&self) -> Option<io::Error> {
+        match self {
+            Self::Tcp(stream) => Conduit::take_error(stream),
+            Self::Unix(stream) => Conduit::take_error(stream),
         }
     }
 }

@@ -80,6 +80,21 @@ impl<'a> Flow<'a> {
         if let State::Ended(fault) = &mut self.state { fault.take() } else { None }
     }
 
+    /// Whether it waits for its destination, and so does not read its source.
+    pub(super) fn is_stalled(&self) -> bool {
+        matches!(self.state, State::Parked { .. } | State::Piped(_))
+    }
+
+    /// Ends it when its source has failed while it was not read. What is on the way is thrown away, as the
+    /// kernel throws away what a reset connection still had to send.
+    pub(super) fn notice_failure(&mut self, source: &impl Conduit) {
+        if self.is_stalled()
+            && let Some(error) = source.take_error()
+        {
+            self.state = State::Ended(Some(Fault { side: self.source(), error }));
+        }
+    }
+
     /// Whether the source has ended.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.state, State::Ending | State::Ended(_))
@@ -214,7 +229,12 @@ impl<'a> Flow<'a> {
         }
     }
 
-    fn poll_fill<S: Conduit>(&mut self, cx: &mut Context<'_>, source: &mut S, meter: &impl Meter) -> Poll<bool> {
+    fn poll_fill<S: Conduit>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        meter: &impl Meter,
+    ) -> Poll<bool> {
         let scratch = self.scratch;
         let Some(mut lent) = scratch.pipes.borrow() else {
             self.mode = Mode::Copy { full: 0 };
@@ -236,7 +256,10 @@ impl<'a> Flow<'a> {
     }
 
     fn poll_drain<D: Conduit>(
-        &mut self, cx: &mut Context<'_>, destination: &mut D, meter: &impl Meter,
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut D,
+        meter: &impl Meter,
     ) -> Poll<bool> {
         let State::Piped(lent) = &mut self.state else { return Poll::Ready(false) };
         let Some(pipe) = lent.pipe() else { return Poll::Ready(false) };
@@ -301,4 +324,3 @@ impl Mode {
 fn cannot_splice(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
 }
-

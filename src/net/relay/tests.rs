@@ -44,6 +44,10 @@ macro_rules! copied {
             fn poll_drain(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
                 Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
             }
+
+            fn take_error(&self) -> Option<io::Error> {
+                None
+            }
         }
     };
 }
