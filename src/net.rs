@@ -2,12 +2,14 @@
 
 mod addr;
 mod listener;
+mod pipe;
 mod relay;
 mod sockopt;
 mod stream;
 
 pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
 pub use listener::{AcceptedSocket, Listener, bind, probe};
-pub use relay::{Direction, Fault, IdleLimits, Meter, RelayEnd, Scratch, Side, relay};
+pub use pipe::Pipe;
+pub use relay::{Conduit, Direction, Fault, IdleLimits, Meter, RelayEnd, Scratch, Side, relay};
 pub use sockopt::{hide_close, reset_on_close};
 pub use stream::{Upstream, connect_tcp, connect_unix};

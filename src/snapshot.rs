@@ -18,6 +18,11 @@ const RECEIVED: Family = Family {
 };
 const SENT: Family =
     Family { name: "portcullis_sent_bytes_total", help: "Bytes sent to clients.", labels: &["route"] };
+const SPLICED: Family = Family {
+    name: "portcullis_spliced_bytes_total",
+    help: "Bytes passed in either direction without being copied.",
+    labels: &["route"],
+};
 const DURATION: Family = Family {
     name: "portcullis_connection_duration_seconds",
     help: "Time from accept to the end of a connection.",
@@ -65,6 +70,8 @@ pub struct Traffic {
     pub received: Counter,
     /// Bytes to clients.
     pub sent: Counter,
+    /// Bytes in either direction that were spliced.
+    pub spliced: Counter,
     /// How long connections lasted, in seconds.
     pub duration: Histogram,
 }
@@ -117,6 +124,7 @@ impl Traffic {
         Self {
             received: registry.counter(&RECEIVED, &[route]),
             sent: registry.counter(&SENT, &[route]),
+            spliced: registry.counter(&SPLICED, &[route]),
             duration: registry.histogram(&DURATION, &[route]),
         }
     }

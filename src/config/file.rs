@@ -53,7 +53,7 @@ shape! {
         access_log: Either<LogTarget, AccessLog>,
         /// What matches, and what becomes of it.
         route: Tables<Route>,
-        /// Made-up connections and what must become of them; run by `check` and before every reload.
+        /// Made-up connections and what must become of them; run by `check` and before every start.
         test: Tables<Test>,
     }
 }

@@ -77,7 +77,7 @@ impl Context {
     pub fn new(shared: Arc<Shared>, worker: u16) -> Self {
         Self {
             shared,
-            scratch: Scratch::default(),
+            scratch: Scratch::new(64),
             live: Cell::new(0),
             all_gone: Notify::new(),
             // Ids are unique in the process: the worker in the upper 16 bits.

@@ -55,6 +55,7 @@ struct Connect {
 struct Counts {
     received: Cell<u64>,
     sent: Cell<u64>,
+    spliced: Cell<u64>,
 }
 
 /// Counts bytes as they pass, for the connection and for its route.
@@ -153,6 +154,7 @@ impl ConnRecord {
             duration_ms: milliseconds(duration),
             bytes_in: self.counts.received.get(),
             bytes_out: self.counts.sent.get(),
+            bytes_spliced: self.counts.spliced.get(),
             cause: end.cause.as_str(),
             stage: end.stage.as_str(),
         }
@@ -192,7 +194,13 @@ impl Meter for TrafficMeter<'_> {
         }
     }
 
-    fn written(&self, direction: Direction, n: usize) {
+    fn written(&self, direction: Direction, n: usize, spliced: bool) {
+        if spliced {
+            self.counts.spliced.set(self.counts.spliced.get() + n as u64);
+            if let Some(traffic) = self.traffic {
+                traffic.spliced.increment(n as u64);
+            }
+        }
         if direction == Direction::Down {
             self.counts.sent.set(self.counts.sent.get() + n as u64);
             if let Some(traffic) = self.traffic {
@@ -231,6 +239,7 @@ pub(super) fn tell_rejection(
         duration_ms: 0.0,
         bytes_in: 0,
         bytes_out: 0,
+        bytes_spliced: 0,
         cause: end.cause.as_str(),
         stage: end.stage.as_str(),
     };
@@ -256,6 +265,7 @@ struct Line<'a> {
     duration_ms: f64,
     bytes_in: u64,
     bytes_out: u64,
+    bytes_spliced: u64,
     cause: &'static str,
     stage: &'static str,
 }

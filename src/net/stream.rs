@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
+use super::pipe::Pipe;
+use super::relay::Conduit;
 use super::sockopt;
 
 /// A connection to a backend.
@@ -74,6 +76,52 @@ impl AsyncWrite for Upstream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A readiness-driven splice for one type of stream.
+macro_rules! conduit {
+    ($stream:ty) => {
+        impl Conduit for $stream {
+            fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+                loop {
+                    ready!(self.poll_read_ready(cx))?;
+                    match self.try_io(Interest::READABLE, || pipe.fill(self)) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        result => return Poll::Ready(result),
+                    }
+                }
+            }
+
+            fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+                loop {
+                    ready!(self.poll_write_ready(cx))?;
+                    match self.try_io(Interest::WRITABLE, || pipe.drain(self)) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        result => return Poll::Ready(result),
+                    }
+                }
+            }
+        }
+    };
+}
+
+conduit!(TcpStream);
+conduit!(UnixStream);
+
+impl Conduit for Upstream {
+    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_fill(cx, pipe),
+            Self::Unix(stream) => stream.poll_fill(cx, pipe),
+        }
+    }
+
+    fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_drain(cx, pipe),
+            Self::Unix(stream) => stream.poll_drain(cx, pipe),
         }
     }
 }

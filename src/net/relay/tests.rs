@@ -1,7 +1,8 @@
 use std::cell::Cell;
+use std::pin::Pin;
 
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
 use super::*;
 
@@ -26,11 +27,29 @@ impl Meter for Counts {
         self.cell(direction).set((read + n, written));
     }
 
-    fn written(&self, direction: Direction, n: usize) {
+    fn written(&self, direction: Direction, n: usize, _: bool) {
         let (read, written) = self.cell(direction).get();
         self.cell(direction).set((read, written + n));
     }
 }
+
+/// In memory there is nothing to splice.
+macro_rules! copied {
+    ($stream:ty) => {
+        impl Conduit for $stream {
+            fn poll_fill(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+                Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+            }
+
+            fn poll_drain(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+                Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+            }
+        }
+    };
+}
+
+copied!(DuplexStream);
+copied!(Gone);
 
 const LIMITS: IdleLimits =
     IdleLimits { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
@@ -67,7 +86,7 @@ proptest! {
         let (sent_up, sent_down) = (pattern(up, 1), pattern(down, 2));
         let first = pattern(prefix, 3);
         let counts = Counts::default();
-        let scratch = Scratch::default();
+        let scratch = Scratch::new(4);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (end, at_client, at_backend) = runtime.block_on(async {
             let relay = async {
@@ -89,7 +108,7 @@ proptest! {
 async fn with_relay<R>(test: impl AsyncFnOnce(DuplexStream, DuplexStream) -> R) -> (RelayEnd, R) {
     let (client, mut down_end) = duplex(64);
     let (backend, mut up_end) = duplex(64);
-    let (counts, scratch) = (Counts::default(), Scratch::default());
+    let (counts, scratch) = (Counts::default(), Scratch::new(4));
     let relay = relay(&mut down_end, &mut up_end, Box::default(), &scratch, LIMITS, &counts);
     tokio::join!(relay, test(client, backend))
 }
@@ -139,7 +158,7 @@ async fn a_half_closed_relay_has_its_own_idle_limit() {
 async fn a_reader_that_stalls_holds_no_more_than_one_scratch_buffer() {
     let (client, mut down_end) = duplex(16);
     let (backend, mut up_end) = duplex(1 << 20);
-    let (counts, scratch) = (Counts::default(), Scratch::default());
+    let (counts, scratch) = (Counts::default(), Scratch::new(4));
     let mut backend = backend;
     backend.write_all(&pattern(1 << 20, 9)).await.unwrap();
     let end = relay(&mut down_end, &mut up_end, Box::default(), &scratch, LIMITS, &counts).await;
@@ -178,7 +197,7 @@ impl AsyncWrite for Gone {
 async fn a_reset_found_by_writing_is_not_passed_on_as_an_end_of_stream() {
     let (mut client, mut down_end) = duplex(64);
     client.write_all(b"request").await.unwrap();
-    let (counts, scratch) = (Counts::default(), Scratch::default());
+    let (counts, scratch) = (Counts::default(), Scratch::new(4));
     let end = relay(&mut down_end, &mut Gone, Box::default(), &scratch, LIMITS, &counts).await;
     assert!(matches!(end, RelayEnd::Fault(Fault { side: Side::Upstream, .. })), "{end:?}");
     let read = tokio::time::timeout(Duration::ZERO, client.read(&mut [0])).await;

@@ -1,0 +1,304 @@
+//! One direction of a relay.
+//!
+//! `Idle` holds nothing. Bytes are copied through the thread's buffer; what the destination does not take at
+//! once is `Parked` in an allocation of exactly that size, during which nothing more is read. Once reads come
+//! back full the direction streams: bytes are spliced through a pipe that is borrowed while it holds any.
+//! A pipe is only filled when it is empty and only drained when it is not, so that `WouldBlock` is never
+//! ambiguous. When little comes at a time, copying is cheaper again.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncWrite, ReadBuf};
+
+use super::{Conduit, Direction, Fault, Meter, Scratch, Side};
+use crate::net::pipe::Lent;
+
+/// Steps a direction may take before it lets other connections run: 1 MiB of full reads, well below a
+/// millisecond of copying.
+const ROUNDS: usize = 16;
+/// Full reads in a row after which a direction streams.
+const FULL_READS: u8 = 2;
+/// A splice of fewer bytes than this is small: three calls to move it cost more than two and a copy.
+const SMALL: usize = 16 * 1024;
+/// Small splices in a row after which a direction no longer streams.
+const SMALL_SPLICES: u8 = 2;
+
+/// One direction.
+#[derive(Debug)]
+pub(super) struct Flow<'a> {
+    direction: Direction,
+    scratch: &'a Scratch,
+    state: State<'a>,
+    mode: Mode,
+}
+
+#[derive(Debug)]
+enum State<'a> {
+    /// Waits for bytes; holds none.
+    Idle,
+    /// The destination is slow: these bytes are written before more are read.
+    Parked { bytes: Box<[u8]>, written: usize },
+    /// The same for bytes in a pipe.
+    Piped(Lent<'a>),
+    /// The source has ended, the destination is to be told.
+    Ending,
+    /// Nothing more will pass.
+    Ended(Option<Fault>),
+}
+
+/// How the next bytes are moved.
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    /// By copying, after so many full reads in a row.
+    Copy { full: u8 },
+    /// By splicing, after so many small ones in a row.
+    Splice { small: u8 },
+    /// By copying: one of the two cannot be spliced.
+    CopyOnly,
+}
+
+impl<'a> Flow<'a> {
+    /// A direction that first passes `prefix` on.
+    pub(super) fn new(direction: Direction, prefix: Box<[u8]>, scratch: &'a Scratch) -> Self {
+        let state = if prefix.is_empty() { State::Idle } else { State::Parked { bytes: prefix, written: 0 } };
+        Self { direction, scratch, state, mode: Mode::Copy { full: 0 } }
+    }
+
+    pub(super) fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Whether nothing more will pass.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended(_))
+    }
+
+    /// Why it is over, when a connection failed.
+    pub(super) fn take_fault(&mut self) -> Option<Fault> {
+        if let State::Ended(fault) = &mut self.state { fault.take() } else { None }
+    }
+
+    /// Whether the source has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.state, State::Ending | State::Ended(_))
+    }
+
+    /// Whether it ended because the connection of `side` failed.
+    pub(super) fn failed(&self, side: Side) -> bool {
+        matches!(&self.state, State::Ended(Some(fault)) if fault.side == side)
+    }
+
+    /// Moves bytes until there is nothing to do; says whether anything passed. When the other direction found
+    /// the source failed already, the kernel has told so and now reports a mere end: that is no end of stream
+    /// to pass on.
+    pub(super) fn poll<S, D>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        destination: &mut D,
+        meter: &impl Meter,
+        source_failed: bool,
+    ) -> bool
+    where
+        S: Conduit,
+        D: Conduit,
+    {
+        let mut passed = false;
+        for _ in 0..ROUNDS {
+            let step = match &mut self.state {
+                State::Ended(_) => return passed,
+                State::Idle if matches!(self.mode, Mode::Splice { .. }) => self.poll_fill(cx, source, meter),
+                State::Idle => self.poll_read(cx, source, destination, meter),
+                State::Piped(_) => self.poll_drain(cx, destination, meter),
+                State::Parked { .. } => self.poll_parked(cx, destination, meter),
+                State::Ending if source_failed => {
+                    self.state = State::Ended(None);
+                    return passed;
+                }
+                State::Ending => Pin::new(&mut *destination).poll_shutdown(cx).map(|result| {
+                    self.state = State::Ended(result.err().map(|error| self.destination_fault(error)));
+                    false
+                }),
+            };
+            match step {
+                Poll::Ready(moved) => passed |= moved,
+                Poll::Pending => return passed,
+            }
+        }
+        // There may be more: the others first.
+        cx.waker().wake_by_ref();
+        passed
+    }
+
+    fn poll_read<S, D>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        destination: &mut D,
+        meter: &impl Meter,
+    ) -> Poll<bool>
+    where
+        S: Conduit,
+        D: Conduit,
+    {
+        let scratch = self.scratch;
+        scratch.with(|buffer| {
+            let room = buffer.len();
+            let mut buf = ReadBuf::new(buffer);
+            if let Err(error) = ready!(Pin::new(source).poll_read(cx, &mut buf)) {
+                self.state = State::Ended(Some(Fault { side: self.source(), error }));
+                return Poll::Ready(false);
+            }
+            let bytes = buf.filled();
+            if bytes.is_empty() {
+                self.state = State::Ending;
+                return Poll::Ready(false);
+            }
+            meter.read(self.direction, bytes.len());
+            self.mode = self.mode.after_read(bytes.len() == room);
+            self.write_or_park(cx, destination, bytes, meter);
+            Poll::Ready(true)
+        })
+    }
+
+    fn write_or_park<D: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut D,
+        mut bytes: &[u8],
+        meter: &impl Meter,
+    ) {
+        while !bytes.is_empty() {
+            match Pin::new(&mut *destination).poll_write(cx, bytes) {
+                Poll::Ready(Ok(n @ 1..)) => {
+                    meter.written(self.direction, n, false);
+                    bytes = bytes.get(n..).unwrap_or_default();
+                }
+                Poll::Ready(Ok(0)) => return self.end_at_destination(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Err(error)) => return self.end_at_destination(error),
+                Poll::Pending => {
+                    self.state = State::Parked { bytes: bytes.into(), written: 0 };
+                    return;
+                }
+            }
+        }
+    }
+
+    fn poll_parked<D: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        destination: &mut D,
+        meter: &impl Meter,
+    ) -> Poll<bool> {
+        let State::Parked { bytes, written } = &mut self.state else { return Poll::Ready(false) };
+        let rest = bytes.get(*written..).unwrap_or_default();
+        match ready!(Pin::new(destination).poll_write(cx, rest)) {
+            Ok(n @ 1..) => {
+                meter.written(self.direction, n, false);
+                *written += n;
+                if *written >= bytes.len() {
+                    self.state = State::Idle;
+                }
+                Poll::Ready(true)
+            }
+            Ok(0) => {
+                self.end_at_destination(io::ErrorKind::WriteZero.into());
+                Poll::Ready(false)
+            }
+            Err(error) => {
+                self.end_at_destination(error);
+                Poll::Ready(false)
+            }
+        }
+    }
+
+    fn poll_fill<S: Conduit>(&mut self, cx: &mut Context<'_>, source: &mut S, meter: &impl Meter) -> Poll<bool> {
+        let scratch = self.scratch;
+        let Some(mut lent) = scratch.pipes.borrow() else {
+            self.mode = Mode::Copy { full: 0 };
+            return Poll::Ready(false);
+        };
+        let Some(pipe) = lent.pipe() else { return Poll::Ready(false) };
+        match ready!(source.poll_fill(cx, pipe)) {
+            Ok(0) => self.state = State::Ending,
+            Ok(n) => {
+                meter.read(self.direction, n);
+                self.mode = self.mode.after_splice(n);
+                self.state = State::Piped(lent);
+                return Poll::Ready(true);
+            }
+            Err(error) if cannot_splice(&error) => self.mode = Mode::CopyOnly,
+            Err(error) => self.state = State::Ended(Some(Fault { side: self.source(), error })),
+        }
+        Poll::Ready(false)
+    }
+
+    fn poll_drain<D: Conduit>(
+        &mut self, cx: &mut Context<'_>, destination: &mut D, meter: &impl Meter,
+    ) -> Poll<bool> {
+        let State::Piped(lent) = &mut self.state else { return Poll::Ready(false) };
+        let Some(pipe) = lent.pipe() else { return Poll::Ready(false) };
+        match ready!(destination.poll_drain(cx, pipe)) {
+            Ok(n) => {
+                meter.written(self.direction, n, true);
+                if pipe.pending() == 0 {
+                    self.state = State::Idle;
+                }
+                Poll::Ready(true)
+            }
+            Err(error) => {
+                self.end_at_destination(error);
+                Poll::Ready(false)
+            }
+        }
+    }
+
+    /// The destination takes nothing more. What it sent before may still be on its way, so the other
+    /// direction goes on until it finds the end itself.
+    fn end_at_destination(&mut self, error: io::Error) {
+        self.state = State::Ended(Some(self.destination_fault(error)));
+    }
+
+    fn destination_fault(&self, error: io::Error) -> Fault {
+        let side = match self.direction {
+            Direction::Up => Side::Upstream,
+            Direction::Down => Side::Downstream,
+        };
+        Fault { side, error }
+    }
+
+    fn source(&self) -> Side {
+        match self.direction {
+            Direction::Up => Side::Downstream,
+            Direction::Down => Side::Upstream,
+        }
+    }
+}
+
+impl Mode {
+    fn after_read(self, full_read: bool) -> Self {
+        match self {
+            Self::CopyOnly => self,
+            Self::Copy { full } if full_read && full + 1 >= FULL_READS => Self::Splice { small: 0 },
+            Self::Copy { full } if full_read => Self::Copy { full: full + 1 },
+            Self::Copy { .. } | Self::Splice { .. } => Self::Copy { full: 0 },
+        }
+    }
+
+    fn after_splice(self, n: usize) -> Self {
+        match self {
+            Self::Splice { small } if n < SMALL && small + 1 >= SMALL_SPLICES => Self::Copy { full: 0 },
+            Self::Splice { small } if n < SMALL => Self::Splice { small: small + 1 },
+            Self::Splice { .. } | Self::Copy { .. } => Self::Splice { small: 0 },
+            Self::CopyOnly => self,
+        }
+    }
+}
+
+/// splice(2): EINVAL when a descriptor does not support it.
+fn cannot_splice(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
+}
+
