@@ -146,17 +146,43 @@ fn a_reset_is_noticed_though_the_other_side_takes_nothing() {
     for client_resets in [true, false] {
         let (mut client, mut backend) = tunnel.open();
         let addr = client.local_addr().unwrap();
-        if client_resets {
+        // The other end stays open and neither reads nor writes.
+        let _other = if client_resets {
             fill(&mut client);
             reset(client);
+            backend
         } else {
             fill(&mut backend);
             reset(backend);
-        }
+            client
+        };
         wait_for("both descriptors to be given back", || tunnel.proxy.process.fds() <= idle);
         let (_, cause, stage) = tunnel.end_of(addr);
         let expected = if client_resets { "client" } else { "upstream" };
         assert_eq!((cause.as_str(), stage.as_str()), (expected, "relay"));
+    }
+}
+
+#[test]
+fn a_reset_is_noticed_when_both_directions_are_full() {
+    let tunnel = Tunnel::new("");
+    let idle = tunnel.proxy.process.fds();
+    for client_resets in [true, false] {
+        let (mut client, mut backend) = tunnel.open();
+        let addr = client.local_addr().unwrap();
+        fill(&mut client);
+        fill(&mut backend);
+        // The other end stays open and neither reads nor writes.
+        let _other = if client_resets {
+            reset(client);
+            backend
+        } else {
+            reset(backend);
+            client
+        };
+        wait_for("both descriptors to be given back", || tunnel.proxy.process.fds() <= idle);
+        let expected = if client_resets { "client" } else { "upstream" };
+        assert_eq!(tunnel.end_of(addr).1, expected);
     }
 }
 
