@@ -25,7 +25,6 @@ pub use accept::accept_loop;
 use context::Accepted;
 pub use context::{Context, ListenerContext, Shared};
 use metrics::Action;
-use peek::Peeked;
 use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
@@ -38,40 +37,41 @@ pub(crate) async fn serve(accepted: Accepted, cx: Rc<Context>) {
 }
 
 async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termination {
-    let Accepted { socket, client, at, listener, mut permit } = accepted;
-    let mut stream = match TcpStream::from_std(socket) {
+    let Accepted { socket, client: _, at, listener, mut permit } = accepted;
+    let stream = match TcpStream::from_std(socket) {
         Ok(stream) => stream,
         Err(error) => return Termination::from_register(&error),
     };
     let snapshot = cx.shared.snapshot.load_full();
     let limits = peek::Limits::new(&snapshot, listener.index, at);
+    let mut bytes = Vec::new();
     // What only the first moments need is boxed, so that the future of a relay, which lasts, stays small.
-    let peeked = match Box::pin(peek::read_preface(&mut stream, &cx.scratch, limits)).await {
-        Ok(peeked) => peeked,
+    let peeked = Box::pin(peek::read_preface(&stream, &mut bytes, &cx.scratch, limits)).await;
+    record.received(&bytes);
+    let preface = match peeked {
+        Ok(preface) => preface,
         Err(error) => {
             listener.metrics.hello_failed(&error);
             if error.is_refused() {
                 record.refused();
             }
-            Box::pin(refuse::refuse(stream, client, error.refusal(), &cx.scratch)).await;
+            Box::pin(refuse::refuse(stream, error.refusal(), record, &cx.scratch)).await;
             return error.into();
         }
     };
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
-    record.peeked(&peeked);
-    let Peeked { preface, prefix } = peeked;
+    record.peeked(&preface);
+    let tls = preface.hello().is_some();
     match route(&snapshot, &preface, &listener.name, record) {
         Routed::To(index) => {
-            let tls = preface.hello().is_some();
             // Freed before the relay, which may last for days.
             drop(preface);
-            passthrough::run(stream, prefix, tls, snapshot, index, record, cx).await
+            passthrough::run(stream, bytes.into(), tls, snapshot, index, record, cx).await
         }
         Routed::Refuse(with, termination) => {
             listener.metrics.rejected(termination.reason);
-            let refusal = Refusal::new(with, preface.hello().is_some());
-            Box::pin(refuse::refuse(stream, client, refusal, &cx.scratch)).await;
+            Box::pin(refuse::refuse(stream, Refusal::new(with, tls), record, &cx.scratch)).await;
             termination
         }
     }

@@ -36,7 +36,7 @@ pub(super) async fn run(
         Err(error) => {
             debug!(%error, source = ?std::error::Error::source(&error), "no connection to a backend");
             let refusal = if tls { Refusal::Alert(alert::INTERNAL_ERROR) } else { Refusal::Close };
-            Box::pin(refuse(stream, record.client(), refusal, &cx.scratch)).await;
+            Box::pin(refuse(stream, refusal, record, &cx.scratch)).await;
             return Termination::from(&error);
         }
     };

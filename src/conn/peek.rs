@@ -11,14 +11,6 @@ use crate::net::Scratch;
 use crate::peek::{Detector, HelloError, Preface, Protocol};
 use crate::snapshot::Snapshot;
 
-/// What was read, and what it means.
-#[derive(Debug)]
-pub(super) struct Peeked {
-    pub(super) preface: Preface,
-    /// All bytes read so far, to be passed on first: the hello and whatever came with it.
-    pub(super) prefix: Box<[u8]>,
-}
-
 /// How much and how long to read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -49,29 +41,30 @@ impl Limits {
     }
 }
 
-/// Reads until the bytes tell what the connection is. The deadline is absolute: bytes do not renew it.
-/// Nothing is held for a client that has sent nothing.
+/// Reads into `bytes`, which is empty, until they tell what the connection is: the hello and whatever came
+/// with it, to be passed on first. The deadline is absolute: bytes do not renew it. Nothing is held for a
+/// client that has sent nothing.
 pub(super) async fn read_preface(
-    stream: &mut TcpStream,
+    stream: &TcpStream,
+    bytes: &mut Vec<u8>,
     scratch: &Scratch,
     limits: Limits,
-) -> Result<Peeked, PeekError> {
+) -> Result<Preface, PeekError> {
     let mut detector = Detector::new(limits.max_hello);
-    let mut bytes = Vec::new();
     loop {
         let until = limits.silent_at.filter(|_| bytes.is_empty()).unwrap_or(limits.hello_by);
         match timeout_at(until.into(), stream.readable()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(PeekError::Reset),
             Err(_) if bytes.is_empty() && limits.silent_at.is_some() => {
-                return Ok(Peeked { preface: Preface::Other(Protocol::Silent), prefix: Box::default() });
+                return Ok(Preface::Other(Protocol::Silent));
             }
             Err(_) => return Err(PeekError::Timeout),
         }
         if let Some(preface) =
-            scratch.with(|scratch| read_once(stream, scratch, &mut bytes, &mut detector, limits))?
+            scratch.with(|scratch| read_once(stream, scratch, bytes, &mut detector, limits))?
         {
-            return Ok(Peeked { preface, prefix: bytes.into() });
+            return Ok(preface);
         }
     }
 }

@@ -13,12 +13,11 @@ use serde::Serialize;
 
 use super::context::{Accepted, Context, ListenerContext, Live};
 use super::metrics::Action;
-use super::peek::Peeked;
 use super::termination::{Stage, Termination};
 use crate::config::LogFormat;
 use crate::guard::Rejection;
 use crate::net::{Direction, Meter};
-use crate::peek::{Alpn, Protocol, ServerName};
+use crate::peek::{Alpn, Detector, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
 
 /// The story of a connection. Dropped without an end, it was forced.
@@ -91,15 +90,22 @@ impl ConnRecord {
         self.client
     }
 
-    /// The first bytes are there.
-    pub(super) fn peeked(&mut self, peeked: &Peeked) {
+    /// These bytes were read to find out what the connection is.
+    pub(super) fn received(&mut self, bytes: &[u8]) {
+        self.counts.received.set(bytes.len() as u64);
+        if Detector::begins_tls(bytes) {
+            self.protocol = Some(Protocol::Tls);
+        }
+    }
+
+    /// It is known what the connection is.
+    pub(super) fn peeked(&mut self, preface: &Preface) {
         self.stage = Stage::Route;
-        self.protocol = Some(peeked.preface.protocol());
-        if let Some(hello) = peeked.preface.hello() {
+        self.protocol = Some(preface.protocol());
+        if let Some(hello) = preface.hello() {
             self.sni.clone_from(&hello.server_name);
             self.alpn = hello.alpn.clone();
         }
-        self.counts.received.set(peeked.prefix.len() as u64);
     }
 
     /// A route takes it.
@@ -174,6 +180,7 @@ impl Drop for ConnRecord {
             None => {
                 let snapshot = self.cx.shared.snapshot.load();
                 snapshot.unrouted().received.increment(self.counts.received.get());
+                snapshot.unrouted().sent.increment(self.counts.sent.get());
                 snapshot.unrouted().duration.record(duration);
             }
         }

@@ -1,14 +1,15 @@
 //! Refusing a connection: in the client's protocol, by its end, or not at all.
 
-use std::net::SocketAddr;
+use std::io;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::record::ConnRecord;
 use crate::config::RejectWith;
-use crate::net::{Scratch, hide_close, reset_on_close};
+use crate::net::{Direction, Meter, Scratch, hide_close, reset_on_close};
 
 /// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
 /// would reset the connection and take the alert away before it is read.
@@ -49,28 +50,35 @@ impl Refusal {
 }
 
 /// Refuses the connection; takes at most a second.
-pub(super) async fn refuse(mut stream: TcpStream, client: SocketAddr, refusal: Refusal, scratch: &Scratch) {
+pub(super) async fn refuse(stream: TcpStream, refusal: Refusal, record: &ConnRecord, scratch: &Scratch) {
     match refusal {
         Refusal::Alert(description) => {
             // A record of type alert, version 1.2 as before any negotiation, level fatal (RFC 8446 §5.1).
-            let record = [21, 3, 3, 0, 2, 2, description];
-            let _ = timeout(LINGER.0, say_and_linger(&mut stream, &record, scratch)).await;
+            let alert = [21, 3, 3, 0, 2, 2, description];
+            let _ = timeout(LINGER.0, say_and_linger(stream, &alert, record, scratch)).await;
         }
         Refusal::Close => {}
         Refusal::Reset => reset_on_close(&stream),
-        Refusal::Drop => hide_close(&stream, client),
+        Refusal::Drop => hide_close(&stream, record.client()),
     }
 }
 
-async fn say_and_linger(stream: &mut TcpStream, record: &[u8], scratch: &Scratch) -> std::io::Result<()> {
-    stream.write_all(record).await?;
+async fn say_and_linger(
+    mut stream: TcpStream,
+    alert: &[u8],
+    record: &ConnRecord,
+    scratch: &Scratch,
+) -> io::Result<()> {
+    let meter = record.meter();
+    stream.write_all(alert).await?;
+    meter.written(Direction::Down, alert.len(), false);
     stream.shutdown().await?;
     for _ in 0..LINGER.1 {
         stream.readable().await?;
         match scratch.with(|scratch| stream.try_read(scratch)) {
             Ok(0) => break,
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(n) => meter.read(Direction::Up, n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
     }

@@ -158,8 +158,8 @@ where
             }
             if timer.deadline() >= wake {
                 clock.checked = Some(timer.deadline());
-                up.notice_failure(client);
-                down.notice_failure(upstream);
+                up.notice_failure(client, down.failed(Side::Downstream));
+                down.notice_failure(upstream, up.failed(Side::Upstream));
             }
             let wake = clock.wake(deadline, up.is_stalled() || down.is_stalled());
             timer.as_mut().reset(wake);

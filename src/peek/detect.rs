@@ -79,9 +79,9 @@ impl Detector {
         }
     }
 
-    /// Whether the bytes so far can only be TLS, so that a refusal may be put as an alert.
-    pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+    /// Whether a connection that begins with `bytes` is TLS for good, well-formed or not.
+    pub fn begins_tls(bytes: &[u8]) -> bool {
+        begins_with(bytes, &TLS) == Step::Is
     }
 }
 
@@ -152,7 +152,7 @@ mod tests {
         let mut detector = Detector::new(16384);
         assert_eq!(detector.advance(&[22]), Ok(None));
         assert_eq!(detector.advance(&[22, 3]), Ok(None));
-        assert!(detector.is_tls());
+        assert!(!Detector::begins_tls(&[22]) && Detector::begins_tls(&[22, 3]));
         assert_eq!(detector.advance(&[22, 3, 1, 0, 0]), Err(HelloError::RecordLength));
         // SSL 2.0 hellos and other record types are not TLS handshakes.
         assert_eq!(detect(&[0x80, 0x2e, 1, 0, 2]), Some(Protocol::Unknown));

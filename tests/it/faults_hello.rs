@@ -12,6 +12,9 @@ const UNEXPECTED_MESSAGE: Outcome = Outcome::Alert(10);
 const DECODE_ERROR: Outcome = Outcome::Alert(50);
 const ILLEGAL_PARAMETER: Outcome = Outcome::Alert(47);
 
+/// Bytes of an alert in a record of its own.
+const ALERT_RECORD: u64 = 7;
+
 struct Setup {
     right: Backend,
     catch_all: Backend,
@@ -44,6 +47,8 @@ fn hellos_up_to_the_limit_are_routed_and_larger_ones_get_an_alert() {
     setup.proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "too_large")], 4.0);
     let line = setup.proxy.access_line("too large", |line| line["reason"] == "too_large");
     assert_eq!((&line["cause"], &line["stage"]), (&"client".into(), &"peek".into()));
+    assert_eq!((&line["protocol"], &line["bytes_out"]), (&"tls".into(), &ALERT_RECORD.into()));
+    assert!(line["bytes_in"].as_u64() > Some(0), "{line}");
     assert_eq!((setup.right.hits(), setup.catch_all.hits()), (6, 0));
     setup.proxy.assert_sound();
 }

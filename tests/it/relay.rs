@@ -64,6 +64,37 @@ fn both_directions_at_once_are_exact_and_counted() {
     proxy.wait_metric("portcullis_sent_bytes_total", &[("route", "relay")], (8 * MIB) as f64);
 }
 
+/// A stream goes through pipes, exchanges do not: splicing those costs more than copying.
+#[test]
+fn what_streams_is_spliced_and_what_does_not_is_copied() {
+    let backend = Backend::new(|mut stream| {
+        let mut hello = vec![0; to("relay.test").len()];
+        stream.read_exact(&mut hello).unwrap();
+        let mut request = [0; 100];
+        while stream.read_exact(&mut request).is_ok() {
+            stream.write_all(&vec![request[0]; if request[0] == 1 { 64 * MIB } else { 1000 }]).unwrap();
+        }
+    });
+    let proxy = proxy_to(&backend);
+    let spliced = |requests: &[(u8, usize)]| {
+        let mut stream = connect(proxy.addr());
+        stream.write_all(&to("relay.test")).unwrap();
+        for (kind, answer) in requests {
+            stream.write_all(&[*kind; 100]).unwrap();
+            let mut bytes = vec![0; *answer];
+            stream.read_exact(&mut bytes).unwrap();
+            assert!(bytes.iter().all(|byte| byte == kind), "other bytes than the backend sent");
+        }
+        let addr = stream.local_addr().unwrap();
+        drop(stream);
+        proxy.access_line_of(addr)["bytes_spliced"].as_u64().unwrap() as usize
+    };
+    assert_eq!(spliced(&[(0, 1000); 50]), 0);
+    let mixed = spliced(&[(0, 1000), (1, 64 * MIB), (0, 1000), (1, 64 * MIB), (0, 1000)]);
+    assert!(mixed > 64 * MIB, "{mixed} of {} bytes", 128 * MIB);
+    proxy.wait_metric("portcullis_spliced_bytes_total", &[("route", "relay")], mixed as f64);
+}
+
 #[test]
 fn bytes_behind_the_hello_in_its_segment_arrive() {
     let backend = Backend::tagged("early");

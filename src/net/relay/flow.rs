@@ -85,12 +85,16 @@ impl<'a> Flow<'a> {
         matches!(self.state, State::Parked { .. } | State::Piped(_))
     }
 
-    /// Ends it when its source has failed while it was not read. What is on the way is thrown away, as the
-    /// kernel throws away what a reset connection still had to send.
-    pub(super) fn notice_failure(&mut self, source: &impl Conduit) {
-        if self.is_stalled()
-            && let Some(error) = source.take_error()
-        {
+    /// Ends it when it waits for its destination in vain: its source has failed, found here or by the other
+    /// direction (`source_failed`). What is on the way is thrown away, as the kernel throws away what a reset
+    /// connection still had to send.
+    pub(super) fn notice_failure(&mut self, source: &impl Conduit, source_failed: bool) {
+        if !self.is_stalled() {
+            return;
+        }
+        if source_failed {
+            self.state = State::Ended(None);
+        } else if let Some(error) = source.take_error() {
             self.state = State::Ended(Some(Fault { side: self.source(), error }));
         }
     }
