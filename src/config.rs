@@ -101,7 +101,7 @@ pub enum RouteKey {
     NoSni,
     /// Something that is not TLS, or silence.
     Protocol(Protocol),
-    /// Anything at all (`protocol = "any"`).
+    /// Anything but silence (`protocol = "any"`).
     Anything,
 }
 

@@ -37,7 +37,7 @@ pub(crate) async fn serve(accepted: Accepted, cx: Rc<Context>) {
 }
 
 async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termination {
-    let Accepted { socket, client: _, at, listener, mut permit } = accepted;
+    let Accepted { socket, at, listener, mut permit, live: _live, .. } = accepted;
     let stream = match TcpStream::from_std(socket) {
         Ok(stream) => stream,
         Err(error) => return Termination::from_register(&error),

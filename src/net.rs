@@ -9,7 +9,7 @@ mod stream;
 
 pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
 pub use listener::{AcceptedSocket, Listener, bind, probe};
-pub use pipe::Pipe;
+pub use pipe::{Filled, Pipe};
 pub use relay::{Conduit, Direction, Fault, IdleLimits, Meter, RelayEnd, Scratch, Side, relay};
-pub use sockopt::{hide_close, reset_on_close};
+pub use sockopt::{BACKLOG, hide_close, reset_on_close};
 pub use stream::{Upstream, connect_tcp, connect_unix};

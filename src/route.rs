@@ -187,9 +187,12 @@ impl RouteTable {
         &self.routes
     }
 
-    /// Whether some connection that stays silent can be taken by a route.
-    pub fn wants_silence(&self) -> bool {
-        !self.protocol(Protocol::Silent).0.is_empty() || !self.anything.0.is_empty()
+    /// Whether a client of this listener that stays silent can be taken by a route.
+    pub fn wants_silence(&self, listener: &str) -> bool {
+        let silent = self.protocol(Protocol::Silent).0.iter().filter_map(|id| self.routes.get(id.0));
+        let mut conditions = silent.map(|route| &route.config.conditions.listeners);
+        conditions
+            .any(|names| names.as_ref().is_none_or(|names| names.iter().any(|name| **name == *listener)))
     }
 
     /// The decision for a connection.
@@ -209,7 +212,15 @@ impl RouteTable {
                 self.pick(self.protocol(*protocol), Probe::Protocol(*protocol), query, &mut trace)
             }
         };
-        match route.or_else(|| self.pick(&self.anything, Probe::Anything, query, &mut trace)) {
+        let anything = || match query.preface {
+            // Silence must be asked for by name: whoever waits long enough would else get past every rule
+            // about names.
+            Preface::Other(Protocol::Silent) => None,
+            Preface::Tls(_) | Preface::Other(_) => {
+                self.pick(&self.anything, Probe::Anything, query, &mut trace)
+            }
+        };
+        match route.or_else(anything) {
             Some(route) => Decision::Route(route),
             None => self.refuse(query.preface),
         }

@@ -42,7 +42,7 @@ pub struct Snapshot {
     pub max_hello: usize,
     live: Vec<LiveRoute>,
     unrouted: Arc<Traffic>,
-    silent_after: Vec<Duration>,
+    silent_after: Vec<Option<Duration>>,
 }
 
 /// What belongs to a route beside what its configuration says.
@@ -92,13 +92,18 @@ impl Snapshot {
             };
             LiveRoute { traffic: Arc::new(Traffic::new(&route.name, registry)), backends }
         });
+        let table = RouteTable::new(config);
+        let silent = config.listeners.iter();
+        let silent_after = silent
+            .map(|listener| Some(listener.silent_after).filter(|_| table.wants_silence(&listener.name)))
+            .collect();
         Self {
             live: live.collect(),
-            table: RouteTable::new(config),
+            table,
             timeouts: config.timeouts,
             max_hello: config.max_hello_size,
             unrouted: Arc::new(Traffic::new(NO_ROUTE, registry)),
-            silent_after: config.listeners.iter().map(|listener| listener.silent_after).collect(),
+            silent_after,
         }
     }
 
@@ -115,7 +120,7 @@ impl Snapshot {
     /// How long a client of the `index`th listener may stay silent until that counts as a protocol of its
     /// own; `None` when no route cares.
     pub fn silent_after(&self, index: usize) -> Option<Duration> {
-        self.silent_after.get(index).copied().filter(|_| self.table.wants_silence())
+        self.silent_after.get(index).copied().flatten()
     }
 }
 

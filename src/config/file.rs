@@ -155,7 +155,7 @@ shape! {
         from: OneOrMany<IpNet>,
         /// Listeners, of which the connection must have come in on one.
         listener: OneOrMany<ListenerName>,
-        /// What the first bytes are: `tls`, `http`, `ssh`, `unknown`, `silent`, or `any`.
+        /// What the first bytes are: `tls`, `http`, `ssh`, `unknown`, `silent`, or `any` (all but `silent`).
         protocol: OneOrMany<ProtocolWord>,
         /// Backends: `host:port`, or `unix:/path`.
         to: OneOrMany<UpstreamAddr>,

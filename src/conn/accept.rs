@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::context::{Accepted, Context, ListenerContext};
 use super::metrics::Action;
 use super::{record, serve};
-use crate::net::{AcceptedSocket, Listener, reset_on_close};
+use crate::net::{AcceptedSocket, BACKLOG, Listener, reset_on_close};
 
 /// Connections accepted in a row before others of this thread run: a few hundred microseconds of work.
 const BATCH: u32 = 32;
@@ -46,22 +46,41 @@ pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc
             tokio::task::yield_now().await;
         }
     }
-    // Clients in the queue have been told that they are connected.
-    while let Ok(accepted) = socket.accept_queued() {
-        admit(accepted, &listener, &cx).await;
-    }
+    drain_queue(&socket, &listener, &cx).await;
     debug!(listener = %listener.name, "stopped listening");
+}
+
+/// Takes the connections that are queued when draining begins: their clients have been told that they are
+/// connected. At most a queue's length, since others may still come in.
+async fn drain_queue(socket: &Listener, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
+    for round in 1..=BACKLOG {
+        match socket.accept_queued() {
+            Ok(accepted) => admit(accepted, listener, cx).await,
+            Err(error) if is_clients_own(&error) => {}
+            Err(_) => return,
+        }
+        if round % BATCH == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// The client gave up while it waited (accept(2)); others may be behind it.
+fn is_clients_own(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM))
 }
 
 /// Starts to serve the connection, or refuses it. At the cap on connections this waits, and with it the
 /// loop, so that the excess stays in the kernel's queue.
 async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
     let AcceptedSocket { socket, peer } = accepted;
-    let at = Instant::now();
-    match cx.shared.guard.admit(peer.ip(), at) {
+    match cx.shared.guard.admit(peer.ip(), Instant::now()) {
         Ok(mut permit) => {
             permit.wait_for_room().await;
-            let accepted = Accepted { socket, client: peer, at, listener: Rc::clone(listener), permit };
+            // The client's deadlines begin now: that it had to wait is not its fault.
+            let at = Instant::now();
+            let live = cx.live();
+            let accepted = Accepted { socket, client: peer, at, listener: Rc::clone(listener), permit, live };
             drop(tokio::task::spawn_local(serve(accepted, Rc::clone(cx))));
         }
         Err(rejection) => {
@@ -87,12 +106,10 @@ impl Shortage {
     }
 
     async fn pause(&mut self, error: &io::Error, listener: &ListenerContext) {
+        if is_clients_own(error) {
+            return listener.metrics.accept_other.increment(1);
+        }
         match Errno::from_io_error(error) {
-            // The client gave up while it waited (accept(2)); others may be behind it.
-            Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM) => {
-                listener.metrics.accept_other.increment(1);
-                return;
-            }
             Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
                 listener.metrics.accept_shortage.increment(1);
             }

@@ -62,6 +62,7 @@ pub(crate) struct Accepted {
     pub(super) at: Instant,
     pub(super) listener: Rc<ListenerContext>,
     pub(super) permit: ConnPermit,
+    pub(super) live: Live,
 }
 
 /// Counts a connection as live until dropped.

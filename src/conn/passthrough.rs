@@ -9,13 +9,13 @@ use super::context::Context;
 use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::{Cause, Stage, Termination};
-use crate::net::{RelayEnd, relay, reset_on_close};
+use crate::net::{RelayEnd, Upstream, relay, reset_on_close};
 use crate::route::RouteId;
 use crate::snapshot::Snapshot;
 
 /// Connects to a backend of the route and relays until the end. `prefix` is what the client sent so far.
 pub(super) async fn run(
-    mut stream: TcpStream,
+    stream: TcpStream,
     prefix: Box<[u8]>,
     tls: bool,
     snapshot: Arc<Snapshot>,
@@ -28,7 +28,7 @@ pub(super) async fn run(
         return Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") };
     };
     record.connecting();
-    let mut upstream = match Box::pin(backends.upstream.connect()).await {
+    let upstream = match Box::pin(backends.upstream.connect()).await {
         Ok(connection) => {
             record.connected(connection.endpoint);
             connection.stream
@@ -40,11 +40,30 @@ pub(super) async fn run(
             return Termination::from(&error);
         }
     };
-    let end = relay(&mut stream, &mut upstream, prefix, &cx.scratch, backends.idle, &record.meter()).await;
-    if matches!(end, RelayEnd::Fault(_)) {
-        // Whoever is left must not take a broken stream for a whole one.
-        reset_on_close(&stream);
-        reset_on_close(&upstream);
-    }
+    let mut ends = Ends { client: stream, upstream, whole: false };
+    let Ends { client, upstream, .. } = &mut ends;
+    let end = relay(client, upstream, prefix, &cx.scratch, backends.idle, &record.meter()).await;
+    ends.whole = match &end {
+        RelayEnd::Done => true,
+        RelayEnd::Fault(fault) => fault.delivered,
+        RelayEnd::Idle { stalled, .. } => stalled.is_none(),
+    };
     Termination::from(&end)
+}
+
+/// Both ends of a relay. Unless each has got all that there was, closing resets them: nobody must take a
+/// broken stream for a whole one, least of all when the relay is dropped in the middle of it.
+struct Ends {
+    client: TcpStream,
+    upstream: Upstream,
+    whole: bool,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        if !self.whole {
+            reset_on_close(&self.client);
+            reset_on_close(&self.upstream);
+        }
+    }
 }

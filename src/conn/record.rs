@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
-use super::context::{Accepted, Context, ListenerContext, Live};
+use super::context::{Accepted, Context, ListenerContext};
 use super::metrics::Action;
 use super::termination::{Stage, Termination};
 use crate::config::LogFormat;
@@ -23,7 +23,6 @@ use crate::snapshot::{LiveRoute, Traffic};
 /// The story of a connection. Dropped without an end, it was forced.
 #[derive(Debug)]
 pub(super) struct ConnRecord {
-    live: Live,
     cx: Rc<Context>,
     listener: Rc<ListenerContext>,
     id: u64,
@@ -67,7 +66,6 @@ impl ConnRecord {
     pub(super) fn open(accepted: &Accepted, cx: Rc<Context>) -> Self {
         accepted.listener.metrics.active.increment(1.0);
         Self {
-            live: cx.live(),
             id: cx.next_id(),
             listener: Rc::clone(&accepted.listener),
             client: accepted.client,
@@ -187,7 +185,6 @@ impl Drop for ConnRecord {
         if let Some(format) = self.cx.shared.access_log.format() {
             self.cx.shared.access_log.write(self.line(end, duration).render(format));
         }
-        let _: &Live = &self.live;
     }
 }
 

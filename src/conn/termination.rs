@@ -137,14 +137,21 @@ impl From<&RelayEnd> for Termination {
         match end {
             RelayEnd::Done => Self { cause: Cause::Done, stage: Stage::Relay, reason: None },
             RelayEnd::Fault(fault) => fault.into(),
-            // Once the client is done it is the backend that keeps silent, and else the client.
-            RelayEnd::Idle { half_closed: Some(Direction::Up) } => {
+            // Who does not take what is there is to blame; else who may still send and does not: once the
+            // client is done that is the backend.
+            RelayEnd::Idle { stalled: Some(Direction::Up), .. } => {
+                Self::new(Cause::UpstreamTimeout, Stage::Relay, "stalled")
+            }
+            RelayEnd::Idle { stalled: Some(Direction::Down), .. } => {
+                Self::new(Cause::ClientTimeout, Stage::Relay, "stalled")
+            }
+            RelayEnd::Idle { half_closed: Some(Direction::Up), .. } => {
                 Self::new(Cause::UpstreamTimeout, Stage::Relay, "half_closed")
             }
-            RelayEnd::Idle { half_closed: Some(Direction::Down) } => {
+            RelayEnd::Idle { half_closed: Some(Direction::Down), .. } => {
                 Self::new(Cause::ClientTimeout, Stage::Relay, "half_closed")
             }
-            RelayEnd::Idle { half_closed: None } => Self::new(Cause::ClientTimeout, Stage::Relay, "idle"),
+            RelayEnd::Idle { half_closed: None, .. } => Self::new(Cause::ClientTimeout, Stage::Relay, "idle"),
         }
     }
 }

@@ -24,7 +24,7 @@ pub fn bind(addr: ListenAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     sockopt::relayed(SockRef::from(&socket))?;
     socket.bind(&addr.into())?;
-    socket.listen(sockopt::BACKLOG)?;
+    socket.listen(sockopt::BACKLOG.cast_signed())?;
     Ok(socket.into())
 }
 

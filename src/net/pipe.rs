@@ -4,6 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
 /// Capacity asked for, in bytes: what one trip through the pipe may carry. The kernel grants less beyond
@@ -19,6 +21,17 @@ pub struct Pipe {
     writer: OwnedFd,
     /// Bytes in it.
     pending: usize,
+}
+
+/// What became of filling a pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// So many bytes are in it.
+    Bytes(usize),
+    /// The source has ended.
+    End,
+    /// The source has bytes that only a read gets at.
+    ByReading,
 }
 
 /// A borrowed pipe; dropped, it goes back where it came from.
@@ -88,16 +101,21 @@ impl Pipe {
         self.pending
     }
 
-    /// Moves what `source` has into the pipe. The pipe must be empty: then `WouldBlock` can only mean that
-    /// the source has nothing.
+    /// Moves what `source` has into the pipe, which must be empty: then it cannot be the pipe that is full.
     ///
     /// # Errors
-    /// What splice(2) says, `InvalidInput` when the source cannot be spliced from.
-    pub fn fill(&mut self, source: impl AsFd) -> io::Result<usize> {
-        let n =
-            splice(source, None, &self.writer, None, CAPACITY, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
-        self.pending += n;
-        Ok(n)
+    /// What splice(2) says: `WouldBlock` when the source has nothing, `InvalidInput` when it cannot be spliced
+    /// from.
+    pub fn fill(&mut self, source: impl AsFd) -> io::Result<Filled> {
+        let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
+        match splice(&source, None, &self.writer, None, CAPACITY, flags) {
+            Ok(n @ 1..) => {
+                self.pending += n;
+                Ok(Filled::Bytes(n))
+            }
+            Ok(_) | Err(Errno::AGAIN) => look(source),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Moves what is in the pipe to `destination`. There must be something: then `WouldBlock` can only mean
@@ -110,6 +128,16 @@ impl Pipe {
         let n = splice(&self.reader, None, destination, None, self.pending, flags)?;
         self.pending -= n.min(self.pending);
         Ok(n)
+    }
+}
+
+/// What a source has from which nothing was spliced. Splicing does not get past urgent data: the kernel
+/// then says "nothing" as long as the peer is connected and "the end" afterwards, with bytes in the queue.
+fn look(source: impl AsFd) -> io::Result<Filled> {
+    let mut byte = [0];
+    match recv(source, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)? {
+        (_, 0) => Ok(Filled::End),
+        (_, _) => Ok(Filled::ByReading),
     }
 }
 
@@ -129,7 +157,7 @@ mod tests {
         assert!(pool.borrow().is_none(), "the budget is spent");
         let pipe = lent.pipe().unwrap();
         near.write_all(b"through the pipe").unwrap();
-        assert_eq!(pipe.fill(&source).unwrap(), 16);
+        assert_eq!(pipe.fill(&source).unwrap(), Filled::Bytes(16));
         assert_eq!(pipe.drain(&destination).unwrap(), 16);
         let mut read = [0; 16];
         far.read_exact(&mut read).unwrap();
@@ -148,5 +176,36 @@ mod tests {
         drop(lent);
         let mut next = pool.borrow().expect("the budget is whole again");
         assert_eq!(next.pipe().unwrap().pending(), 0);
+    }
+
+    #[test]
+    fn urgent_data_is_neither_nothing_nor_the_end() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut source, _) = listener.accept().unwrap();
+        near.write_all(b"before").unwrap();
+        rustix::net::send(&near, b"!", rustix::net::SendFlags::OOB).unwrap();
+        near.write_all(b"after").unwrap();
+        near.shutdown(std::net::Shutdown::Write).unwrap();
+        // All is there once the end is seen behind it.
+        source.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        let pool = PipePool::new(1);
+        let mut lent = pool.borrow().unwrap();
+        let pipe = lent.pipe().unwrap();
+        let (mut received, mut read) = (Vec::new(), [0; 64]);
+        loop {
+            let n = match pipe.fill(&source) {
+                Ok(Filled::Bytes(n)) => {
+                    std::fs::File::from(pipe.reader.try_clone().unwrap()).read(&mut read[..n])
+                }
+                Ok(Filled::ByReading) => source.read(&mut read),
+                Ok(Filled::End) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => panic!("{error}"),
+            };
+            pipe.pending = 0;
+            received.extend_from_slice(&read[..n.unwrap()]);
+        }
+        assert_eq!(received, b"beforeafter");
     }
 }

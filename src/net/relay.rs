@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
-use super::pipe::{Pipe, PipePool};
+use super::pipe::{Filled, Pipe, PipePool};
 
 mod flow;
 
@@ -79,6 +79,8 @@ pub enum RelayEnd {
     Idle {
         /// The direction that had ended before, if one had.
         half_closed: Option<Direction>,
+        /// The direction with bytes that its destination did not take, if there were any.
+        stalled: Option<Direction>,
     },
 }
 
@@ -89,12 +91,14 @@ pub struct Fault {
     pub side: Side,
     /// What the kernel said.
     pub error: io::Error,
+    /// Whether all that the side had sent was passed on before: the other one lacks nothing.
+    pub delivered: bool,
 }
 
 /// A connection that can be relayed. Splicing is optional: what cannot be spliced is copied.
 pub trait Conduit: AsyncRead + AsyncWrite + Unpin {
-    /// Splices from the connection into the empty `pipe`; 0 bytes are the end of the stream.
-    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
+    /// Splices from the connection into the empty `pipe`.
+    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<Filled>>;
     /// Splices from the `pipe`, which holds something, into the connection.
     fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
     /// Why the connection has failed, if it has; told once.
@@ -134,8 +138,8 @@ where
     let mut clock = IdleClock { limits, active: Instant::now(), checked: None };
     let mut timer = pin!(sleep_until(clock.active + limits.open));
     poll_fn(move |cx| {
-        let upward = up.poll(cx, client, upstream, meter, down.failed(Side::Downstream));
-        let downward = down.poll(cx, upstream, client, meter, up.failed(Side::Upstream));
+        let upward = up.poll(cx, client, upstream, meter, down.as_opposite());
+        let downward = down.poll(cx, upstream, client, meter, up.as_opposite());
         if upward || downward {
             clock.active = Instant::now();
         }
@@ -154,12 +158,13 @@ where
                 return Poll::Pending;
             }
             if timer.deadline() >= deadline {
-                return Poll::Ready(RelayEnd::Idle { half_closed });
+                let stalled = [&up, &down].iter().find(|flow| flow.is_stalled()).map(|flow| flow.direction());
+                return Poll::Ready(RelayEnd::Idle { half_closed, stalled });
             }
             if timer.deadline() >= wake {
                 clock.checked = Some(timer.deadline());
-                up.notice_failure(client, down.failed(Side::Downstream));
-                down.notice_failure(upstream, up.failed(Side::Upstream));
+                up.notice_failure(client, down.as_opposite());
+                down.notice_failure(upstream, up.as_opposite());
             }
             let wake = clock.wake(deadline, up.is_stalled() || down.is_stalled());
             timer.as_mut().reset(wake);

@@ -10,23 +10,22 @@ use socket2::{SockRef, TcpKeepalive};
 
 /// Connections that wait to be accepted, a listener: a burst of a second at 4,000 a second. The kernel caps
 /// it at `net.core.somaxconn`, 4,096 by default.
-pub(super) const BACKLOG: i32 = 4096;
-/// The first keep-alive probe, then one every so often: peers behind NAT are forgotten after some minutes
-/// (RFC 5382 §5 asks for two hours and four minutes, home routers keep less).
+pub const BACKLOG: u32 = 4096;
+/// The first keep-alive probe, then one every so often, and how many may go unanswered: a peer that is gone
+/// is noticed within two minutes, and NAT on the way does not forget a quiet connection (RFC 5382 §5 asks
+/// for hours, home routers keep minutes). TCP_USER_TIMEOUT is not for this: it would also end a connection
+/// whose peer is alive and merely does not read (tcp(7)); idle limits do that, as configured.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// Sent bytes or probes without an answer for so long end a connection (RFC 5482).
-const USER_TIMEOUT: Duration = Duration::from_secs(90);
+const KEEPALIVE_PROBES: u32 = 4;
 
 /// Options of a relayed connection. Set on a listener, accepted sockets inherit them, so that a connection
 /// costs no system call for them.
 pub(super) fn relayed(socket: SockRef<'_>) -> io::Result<()> {
     // Small messages of both sides pass at once; the endpoints decide about batching.
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL),
-    )?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))
 }
 
 /// From now on closing the socket sends RST instead of FIN, and unsent bytes are thrown away.

@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-use super::pipe::Pipe;
+use super::pipe::{Filled, Pipe};
 use super::relay::Conduit;
 use super::sockopt;
 
@@ -84,7 +84,7 @@ impl AsyncWrite for Upstream {
 macro_rules! conduit {
     ($stream:ty) => {
         impl Conduit for $stream {
-            fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+            fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<Filled>> {
                 loop {
                     ready!(self.poll_read_ready(cx))?;
                     match self.try_io(Interest::READABLE, || pipe.fill(self)) {
@@ -115,7 +115,7 @@ conduit!(TcpStream);
 conduit!(UnixStream);
 
 impl Conduit for Upstream {
-    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<Filled>> {
         match self {
             Self::Tcp(stream) => stream.poll_fill(cx, pipe),
             Self::Unix(stream) => stream.poll_fill(cx, pipe),

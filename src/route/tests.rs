@@ -87,7 +87,7 @@ fn unknown_absent_and_other_protocols_are_told_apart() {
     for protocol in [Protocol::Http, Protocol::Ssh, Protocol::Unknown, Protocol::Silent] {
         assert_eq!(find(&table, &Preface::Other(protocol), "192.0.2.1", "a"), "unknown_protocol");
     }
-    assert!(!table.wants_silence());
+    assert!(!table.wants_silence("a"));
 }
 
 #[test]
@@ -100,10 +100,19 @@ fn a_star_is_not_for_hellos_without_a_name() {
 fn protocols_and_anything() {
     let table = table(&[route("shell", "protocol = \"ssh\""), route("rest", "protocol = \"any\"")].concat());
     assert_eq!(find(&table, &Preface::Other(Protocol::Ssh), "192.0.2.1", "a"), "shell");
-    assert_eq!(find(&table, &Preface::Other(Protocol::Silent), "192.0.2.1", "a"), "rest");
+    assert_eq!(find(&table, &Preface::Other(Protocol::Unknown), "192.0.2.1", "a"), "rest");
+    assert_eq!(find(&table, &Preface::Other(Protocol::Silent), "192.0.2.1", "a"), "unknown_protocol");
     assert_eq!(by_name(&table, "x.test"), "rest");
     assert_eq!(by_name(&table, ""), "rest");
-    assert!(table.wants_silence());
+    assert!(!table.wants_silence("a"));
+}
+
+#[test]
+fn silence_is_waited_for_where_a_route_is_for_it() {
+    let table = table(&route("mail", "protocol = \"silent\"\nlistener = \"b\""));
+    assert!(table.wants_silence("b"));
+    assert!(!table.wants_silence("a"));
+    assert_eq!(find(&table, &Preface::Other(Protocol::Silent), "192.0.2.1", "b"), "mail");
 }
 
 #[test]

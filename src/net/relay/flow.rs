@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncWrite, ReadBuf};
 
 use super::{Conduit, Direction, Fault, Meter, Scratch, Side};
-use crate::net::pipe::Lent;
+use crate::net::pipe::{Filled, Lent};
 
 /// Steps a direction may take before it lets other connections run: 1 MiB of full reads, well below a
 /// millisecond of copying.
@@ -32,6 +32,7 @@ pub(super) struct Flow<'a> {
     scratch: &'a Scratch,
     state: State<'a>,
     mode: Mode,
+    opposite: Opposite,
 }
 
 #[derive(Debug)]
@@ -44,8 +45,23 @@ enum State<'a> {
     Piped(Lent<'a>),
     /// The source has ended, the destination is to be told.
     Ending,
+    /// The destination has failed after its own stream had been passed on whole: the source is read to its
+    /// end and forgotten, since closing a connection with unread bytes would reset it and take away what is
+    /// still on the way to the source.
+    Discarding(Fault),
     /// Nothing more will pass.
     Ended(Option<Fault>),
+}
+
+/// What the other direction, whose source is this one's destination, has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opposite {
+    /// It goes on.
+    Open,
+    /// It has passed its whole stream on.
+    Done,
+    /// It found that this one's source has failed.
+    SourceFailed,
 }
 
 /// How the next bytes are moved.
@@ -63,7 +79,7 @@ impl<'a> Flow<'a> {
     /// A direction that first passes `prefix` on.
     pub(super) fn new(direction: Direction, prefix: Box<[u8]>, scratch: &'a Scratch) -> Self {
         let state = if prefix.is_empty() { State::Idle } else { State::Parked { bytes: prefix, written: 0 } };
-        Self { direction, scratch, state, mode: Mode::Copy { full: 0 } }
+        Self { direction, scratch, state, mode: Mode::Copy { full: 0 }, opposite: Opposite::Open }
     }
 
     pub(super) fn direction(&self) -> Direction {
@@ -86,27 +102,36 @@ impl<'a> Flow<'a> {
     }
 
     /// Ends it when it waits for its destination in vain: its source has failed, found here or by the other
-    /// direction (`source_failed`). What is on the way is thrown away, as the kernel throws away what a reset
+    /// direction (`opposite`). What is on the way is thrown away, as the kernel throws away what a reset
     /// connection still had to send.
-    pub(super) fn notice_failure(&mut self, source: &impl Conduit, source_failed: bool) {
+    pub(super) fn notice_failure(&mut self, source: &impl Conduit, opposite: Opposite) {
         if !self.is_stalled() {
             return;
         }
-        if source_failed {
+        if opposite == Opposite::SourceFailed {
             self.state = State::Ended(None);
         } else if let Some(error) = source.take_error() {
-            self.state = State::Ended(Some(Fault { side: self.source(), error }));
+            self.state = State::Ended(Some(self.source_fault(error)));
         }
     }
 
     /// Whether the source has ended.
     pub(super) fn has_ended(&self) -> bool {
-        matches!(self.state, State::Ending | State::Ended(_))
+        matches!(self.state, State::Ending | State::Discarding(_) | State::Ended(_))
     }
 
     /// Whether it ended because the connection of `side` failed.
     pub(super) fn failed(&self, side: Side) -> bool {
         matches!(&self.state, State::Ended(Some(fault)) if fault.side == side)
+    }
+
+    /// What this direction means to the other one, whose destination is this one's source.
+    pub(super) fn as_opposite(&self) -> Opposite {
+        match &self.state {
+            State::Ended(None) => Opposite::Done,
+            State::Ended(Some(fault)) if fault.side == self.destination() => Opposite::SourceFailed,
+            _ => Opposite::Open,
+        }
     }
 
     /// Moves bytes until there is nothing to do; says whether anything passed. When the other direction found
@@ -118,12 +143,13 @@ impl<'a> Flow<'a> {
         source: &mut S,
         destination: &mut D,
         meter: &impl Meter,
-        source_failed: bool,
+        opposite: Opposite,
     ) -> bool
     where
         S: Conduit,
         D: Conduit,
     {
+        self.opposite = opposite;
         let mut passed = false;
         for _ in 0..ROUNDS {
             let step = match &mut self.state {
@@ -132,7 +158,8 @@ impl<'a> Flow<'a> {
                 State::Idle => self.poll_read(cx, source, destination, meter),
                 State::Piped(_) => self.poll_drain(cx, destination, meter),
                 State::Parked { .. } => self.poll_parked(cx, destination, meter),
-                State::Ending if source_failed => {
+                State::Discarding(_) => self.poll_discard(cx, source, meter),
+                State::Ending if opposite == Opposite::SourceFailed => {
                     self.state = State::Ended(None);
                     return passed;
                 }
@@ -167,7 +194,7 @@ impl<'a> Flow<'a> {
             let room = buffer.len();
             let mut buf = ReadBuf::new(buffer);
             if let Err(error) = ready!(Pin::new(source).poll_read(cx, &mut buf)) {
-                self.state = State::Ended(Some(Fault { side: self.source(), error }));
+                self.state = State::Ended(Some(self.source_fault(error)));
                 return Poll::Ready(false);
             }
             let bytes = buf.filled();
@@ -180,6 +207,29 @@ impl<'a> Flow<'a> {
             self.write_or_park(cx, destination, bytes, meter);
             Poll::Ready(true)
         })
+    }
+
+    /// Reads and forgets. That is not activity: the limit of a half-closed relay runs.
+    fn poll_discard<S: Conduit>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        meter: &impl Meter,
+    ) -> Poll<bool> {
+        let scratch = self.scratch;
+        let read = scratch.with(|buffer| {
+            let mut buf = ReadBuf::new(buffer);
+            Pin::new(source).poll_read(cx, &mut buf).map_ok(|()| buf.filled().len())
+        });
+        match ready!(read) {
+            Ok(n @ 1..) => meter.read(self.direction, n),
+            Ok(0) | Err(_) => {
+                if let State::Discarding(fault) = std::mem::replace(&mut self.state, State::Ended(None)) {
+                    self.state = State::Ended(Some(Fault { delivered: true, ..fault }));
+                }
+            }
+        }
+        Poll::Ready(false)
     }
 
     fn write_or_park<D: AsyncWrite + Unpin>(
@@ -246,15 +296,16 @@ impl<'a> Flow<'a> {
         };
         let Some(pipe) = lent.pipe() else { return Poll::Ready(false) };
         match ready!(source.poll_fill(cx, pipe)) {
-            Ok(0) => self.state = State::Ending,
-            Ok(n) => {
+            Ok(Filled::End) => self.state = State::Ending,
+            Ok(Filled::ByReading) => self.mode = Mode::Copy { full: 0 },
+            Ok(Filled::Bytes(n)) => {
                 meter.read(self.direction, n);
                 self.mode = self.mode.after_splice(n);
                 self.state = State::Piped(lent);
                 return Poll::Ready(true);
             }
             Err(error) if cannot_splice(&error) => self.mode = Mode::CopyOnly,
-            Err(error) => self.state = State::Ended(Some(Fault { side: self.source(), error })),
+            Err(error) => self.state = State::Ended(Some(self.source_fault(error))),
         }
         Poll::Ready(false)
     }
@@ -285,21 +336,29 @@ impl<'a> Flow<'a> {
     /// The destination takes nothing more. What it sent before may still be on its way, so the other
     /// direction goes on until it finds the end itself.
     fn end_at_destination(&mut self, error: io::Error) {
-        self.state = State::Ended(Some(self.destination_fault(error)));
+        let fault = self.destination_fault(error);
+        self.state = match self.opposite {
+            Opposite::Done => State::Discarding(fault),
+            Opposite::Open | Opposite::SourceFailed => State::Ended(Some(fault)),
+        };
     }
 
     fn destination_fault(&self, error: io::Error) -> Fault {
-        let side = match self.direction {
-            Direction::Up => Side::Upstream,
-            Direction::Down => Side::Downstream,
-        };
-        Fault { side, error }
+        Fault { side: self.destination(), error, delivered: false }
     }
 
-    fn source(&self) -> Side {
-        match self.direction {
+    fn source_fault(&self, error: io::Error) -> Fault {
+        let side = match self.direction {
             Direction::Up => Side::Downstream,
             Direction::Down => Side::Upstream,
+        };
+        Fault { side, error, delivered: false }
+    }
+
+    fn destination(&self) -> Side {
+        match self.direction {
+            Direction::Up => Side::Upstream,
+            Direction::Down => Side::Downstream,
         }
     }
 }

@@ -37,7 +37,7 @@ impl Meter for Counts {
 macro_rules! copied {
     ($stream:ty) => {
         impl Conduit for $stream {
-            fn poll_fill(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<usize>> {
+            fn poll_fill(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<Filled>> {
                 Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
             }
 
@@ -54,6 +54,7 @@ macro_rules! copied {
 
 copied!(DuplexStream);
 copied!(Gone);
+copied!(Answered);
 
 const LIMITS: IdleLimits =
     IdleLimits { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
@@ -121,7 +122,7 @@ async fn with_relay<R>(test: impl AsyncFnOnce(DuplexStream, DuplexStream) -> R) 
 async fn silence_on_both_sides_ends_it() {
     let start = Instant::now();
     let (end, _peers) = with_relay(async |client, backend| (client, backend)).await;
-    assert!(matches!(end, RelayEnd::Idle { half_closed: None }));
+    assert!(matches!(end, RelayEnd::Idle { half_closed: None, .. }));
     assert_eq!(start.elapsed().as_secs(), 300);
 }
 
@@ -137,7 +138,7 @@ async fn every_byte_renews_the_idle_limit() {
         (client, backend)
     })
     .await;
-    assert!(matches!(end, RelayEnd::Idle { half_closed: None }));
+    assert!(matches!(end, RelayEnd::Idle { half_closed: None, .. }));
     assert_eq!(start.elapsed().as_secs(), 10 * 200 + 300);
 }
 
@@ -154,7 +155,7 @@ async fn a_half_closed_relay_has_its_own_idle_limit() {
         (client, backend)
     })
     .await;
-    assert!(matches!(end, RelayEnd::Idle { half_closed: Some(Direction::Up) }));
+    assert!(matches!(end, RelayEnd::Idle { half_closed: Some(Direction::Up), .. }));
     assert_eq!(start.elapsed().as_secs(), 60);
 }
 
@@ -166,7 +167,7 @@ async fn a_reader_that_stalls_holds_no_more_than_one_scratch_buffer() {
     let mut backend = backend;
     backend.write_all(&pattern(1 << 20, 9)).await.unwrap();
     let end = relay(&mut down_end, &mut up_end, Box::default(), &scratch, LIMITS, &counts).await;
-    assert!(matches!(end, RelayEnd::Idle { half_closed: None }));
+    assert!(matches!(end, RelayEnd::Idle { half_closed: None, .. }));
     let (read, written) = counts.down.get();
     assert_eq!((read, written), (SCRATCH, 16));
     drop(client);
@@ -193,6 +194,55 @@ impl AsyncWrite for Gone {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
+}
+
+/// A backend that has answered and closed: it resets whoever sends more.
+struct Answered(Option<&'static [u8]>);
+
+impl AsyncRead for Answered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        buf.put_slice(self.0.take().unwrap_or_default());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Answered {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What the client says too late must not cost it an answer that was whole: resetting it would throw away
+/// what the kernel still has to send.
+#[tokio::test]
+async fn an_answer_that_is_whole_is_not_lost_to_what_the_client_says_after_it() {
+    let (mut client, mut down_end) = duplex(64);
+    let (counts, scratch) = (Counts::default(), Scratch::new(4));
+    let mut backend = Answered(Some(b"answer"));
+    let relay = relay(&mut down_end, &mut backend, Box::default(), &scratch, LIMITS, &counts);
+    let talk = async {
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        client.write_all(&[0; 1000]).await.unwrap();
+        client.shutdown().await.unwrap();
+        answer
+    };
+    let (end, answer) = tokio::join!(relay, talk);
+    assert_eq!(answer, b"answer");
+    let delivered = matches!(end, RelayEnd::Fault(Fault { side: Side::Upstream, delivered: true, .. }));
+    assert!(delivered, "{end:?}");
 }
 
 /// When a write was told of a reset, the kernel reports a plain end to the read after it. The client must
