@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,11 +65,7 @@ impl Admin {
         let socket = match &config.bind {
             AdminAddr::Tcp(addr) => Socket::Tcp(std::net::TcpListener::bind(addr)?),
             AdminAddr::Unix(path) => {
-                if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                    return Err(io::ErrorKind::AddrInUse.into());
-                }
-                // Left behind by a process that did not end in order.
-                let _ = fs::remove_file(path);
+                remove_stale(path)?;
                 let listener = std::os::unix::net::UnixListener::bind(path)?;
                 fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
                 Socket::Unix(listener, SocketFile(path.clone()))
@@ -102,6 +98,20 @@ impl Admin {
         if let Err(error) = result {
             warn!(%error, "the admin server could not start");
         }
+    }
+}
+
+/// Removes a socket that a process left behind that did not end in order; nothing else is ever removed.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        return Ok(());
+    }
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    // A process that is stopped, or has no room in its queue, must not hold this one up.
+    socket.set_nonblocking(true)?;
+    match socket.connect(&socket2::SockAddr::unix(path)?) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        _ => Err(io::ErrorKind::AddrInUse.into()),
     }
 }
 

@@ -96,14 +96,18 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<Exit> {
         match self.verb {
             Verb::Run(run) => {
-                logs::start(&self.log, self.log_format)?;
-                run.run()
+                let log = logs::start(&self.log, self.log_format)?;
+                let exit = run.run();
+                log.flush();
+                exit
             }
             Verb::Quickstart(quickstart) => {
                 // Its own output is for a person; of the log only trouble is.
                 let filter = if self.log == "info" { "warn" } else { &self.log };
-                logs::start(filter, self.log_format)?;
-                quickstart.run()
+                let log = logs::start(filter, self.log_format)?;
+                let exit = quickstart.run();
+                log.flush();
+                exit
             }
             Verb::Check(check) => check.run(),
             Verb::Explain(explain) => explain.run(),
@@ -130,8 +134,14 @@ fn load(config: &ConfigArg) -> Result<Config, Exit> {
 fn report(errors: &ConfigErrors) -> Exit {
     let colour =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    eprintln!("{}", errors.render(colour));
+    complain(&errors.render(colour));
     Exit::BadConfig
+}
+
+/// Prints to standard error; that nobody reads it is no reason to panic, as `eprintln` does.
+fn complain(text: &str) {
+    use io::Write;
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 fn print(text: &str) -> anyhow::Result<Exit> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::conn::Shared;
 
@@ -23,6 +23,8 @@ const DRAINING: u8 = 2;
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+    reopen: Signal,
 }
 
 impl Readiness {
@@ -51,29 +53,49 @@ impl Signals {
     /// # Errors
     /// When the runtime cannot watch them.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+        })
     }
 
-    /// The next signal's name. Cancel safe.
+    /// The name of the next signal that asks to stop. Others that are sent out of habit are no reason to
+    /// end, as they are by default. Cancel safe.
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            let ignored = tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => "SIGHUP",
+                _ = self.reopen.recv() => "SIGUSR1",
+            };
+            warn!(
+                signal = ignored,
+                "ignored: neither reload nor reopening of logs is there yet; restart instead"
+            );
         }
     }
 }
 
-/// Waits for the first signal, then begins to drain.
+/// What is forced ends at once; a worker that does not is stuck and left behind.
+const FORCE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Waits for the first signal, or for a worker to fail, then begins to drain.
 pub async fn until_stopped(
     signals: &mut Signals,
     readiness: &Readiness,
     shared: &Shared,
     deadline: Duration,
 ) {
-    let signal = signals.next().await;
-    info!(signal, open = shared.guard.open(), deadline_s = deadline.as_secs(), "draining");
+    let why = tokio::select! {
+        signal = signals.next() => signal,
+        () = shared.failed.cancelled() => "a worker failed",
+    };
     readiness.set_draining();
     shared.draining.cancel();
+    info!(signal = why, open = shared.guard.open(), deadline_s = deadline.as_secs(), "draining");
 }
 
 /// Waits until all connections have `ended`; forces them by a second signal or after `deadline`.
@@ -93,5 +115,7 @@ pub async fn force_when_due(
         }
     }
     force.cancel();
-    ended.cancelled().await;
+    if tokio::time::timeout(FORCE_DEADLINE, ended.cancelled()).await.is_err() {
+        error!("a worker does not end; leaving it behind");
+    }
 }

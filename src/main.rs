@@ -1,5 +1,6 @@
 //! The `portcullis` command.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -12,7 +13,8 @@ fn main() -> ExitCode {
     match Cli::parse().run() {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // That nobody reads it is no reason to panic, as `eprintln` does.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
             Exit::Failure.into()
         }
     }

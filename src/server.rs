@@ -14,14 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admin::Admin;
-use crate::config::{AdminAddr, Config};
+use crate::config::{AdminAddr, Config, ListenerConfig};
 use crate::conn::Shared;
 use crate::drain::{self, Readiness};
 use crate::guard::Guard;
 use crate::net::{self, ListenAddr};
 use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::snapshot::Snapshot;
-use crate::telemetry::access_log::AccessLogWriter;
 use crate::telemetry::{AccessLog, Family, Registry};
 use crate::upstream::{ResolveError, Resolver};
 use crate::worker::{Worker, WorkerConfig, WorkerSocket};
@@ -40,7 +39,7 @@ const SOURCES: Family =
 const CAP: Family =
     Family { name: "portcullis_connections_limit", help: "The cap on connections in all.", labels: &[] };
 
-/// Why the server did not start.
+/// Why the server did not start, or did not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A listen address that cannot be bound.
@@ -66,6 +65,9 @@ pub enum StartError {
     /// Threads or runtimes cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// A worker failed while it served; the others were drained.
+    #[error("a worker failed")]
+    Worker,
     /// Assertions of the configuration fail.
     #[error("{} of the configuration's tests failed", .0.len())]
     Assertions(Vec<Mismatch>),
@@ -95,6 +97,7 @@ impl StartError {
             Self::AccessLog(_)
             | Self::Resolve(_)
             | Self::Thread(_)
+            | Self::Worker
             | Self::Assertions(_)
             | Self::Metrics(_) => false,
         }
@@ -114,14 +117,12 @@ impl Server {
             .or_else(|| std::thread::available_parallelism().ok())
             .unwrap_or(NonZeroUsize::MIN);
         let mut sockets: Vec<Vec<WorkerSocket>> = (0..workers.get()).map(|_| Vec::new()).collect();
+        probe(&config)?;
         let mut addresses = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {
             for address in &listener.bind {
-                let bound = bind_group(*address, workers.get()).map_err(|source| StartError::Bind {
-                    address: address.to_string(),
-                    listener: listener.name.to_string(),
-                    source,
-                })?;
+                let bound = bind_group(*address, workers.get())
+                    .map_err(|error| not_bound(listener, address, error))?;
                 addresses.push((Arc::clone(&listener.name), bound.address));
                 for (worker, socket) in sockets.iter_mut().zip(bound.sockets) {
                     worker.push(WorkerSocket { socket, listener: index, name: Arc::clone(&listener.name) });
@@ -141,9 +142,22 @@ struct Group {
     sockets: Vec<TcpListener>,
 }
 
+/// Finds out whether another program has one of the addresses: SO_REUSEPORT would let it share them. All
+/// before the first is bound, so that an address and a wildcard over it do not find each other.
+fn probe(config: &Config) -> Result<(), StartError> {
+    for listener in &config.listeners {
+        for address in &listener.bind {
+            net::probe(*address).map_err(|error| not_bound(listener, address, error))?;
+        }
+    }
+    Ok(())
+}
+
+fn not_bound(listener: &ListenerConfig, address: &ListenAddr, source: io::Error) -> StartError {
+    StartError::Bind { address: address.to_string(), listener: listener.name.to_string(), source }
+}
+
 fn bind_group(address: ListenAddr, workers: usize) -> io::Result<Group> {
-    // SO_REUSEPORT lets other programs of the same user in too: a first socket without it finds them.
-    net::probe(address)?;
     let first = net::bind(address)?;
     let bound = first.local_addr()?;
     let mut sockets = vec![first];
@@ -181,7 +195,7 @@ impl Bound {
     /// Serves until told to stop by a signal, then drains.
     ///
     /// # Errors
-    /// What keeps it from starting. Once it serves, nothing ends it but a signal.
+    /// What keeps it from starting. Once it serves, nothing ends it but a signal or a defect in a worker.
     pub fn run(self) -> Result<(), StartError> {
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -191,23 +205,24 @@ impl Bound {
             .map_err(StartError::Thread)?;
         let registry = Arc::new(Registry::new()?);
         registry.gauge(&BUILD, &[env!("CARGO_PKG_VERSION")]).set(1.0);
-        let (access_log, log_writer) =
+        let access_log =
             AccessLog::open(&self.config.access_log, &registry).map_err(StartError::AccessLog)?;
         let mut resolver = Resolver::new(&self.config.dns, &registry);
         let snapshot = Snapshot::new(&self.config, &mut resolver, &registry);
         resolver.start(control.handle())?;
-        let budget = Budget::new(&self.config.limits, self.sockets.len());
+        let budget = Budget::new(&self.config.limits, self.sockets.len(), self.addresses.len());
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             guard: Arc::new(Guard::new(&self.config.limits, budget.connections)),
             access_log,
             draining: CancellationToken::new(),
+            failed: CancellationToken::new(),
             drained: AtomicBool::new(false),
         });
         let result = self.serve(&control, &shared, &registry, &resolver, budget.pipes);
         drop(resolver);
         control.shutdown_timeout(Duration::from_millis(100));
-        finish_log(shared, log_writer);
+        shared.access_log.flush();
         result
     }
 
@@ -248,7 +263,7 @@ impl Bound {
         control.block_on(drain::until_stopped(&mut signals, &readiness, shared, self.config.timeouts.drain));
         force_after_workers(control, workers, shared, &force, &mut signals, self.config.timeouts.drain);
         info!("stopped");
-        Ok(())
+        if shared.failed.is_cancelled() { Err(StartError::Worker) } else { Ok(()) }
     }
 }
 
@@ -262,21 +277,13 @@ fn force_after_workers(
     deadline: Duration,
 ) {
     let joined = CancellationToken::new();
-    let all = {
-        let joined = joined.clone();
-        std::thread::spawn(move || {
-            workers.into_iter().for_each(Worker::join);
-            joined.cancel();
-        })
-    };
+    let all = joined.clone();
+    // Not waited for: a worker that is stuck must not keep the process from ending.
+    std::thread::spawn(move || {
+        workers.into_iter().for_each(Worker::join);
+        all.cancel();
+    });
     control.block_on(drain::force_when_due(signals, &joined, shared, force, deadline));
-    let _ = all.join();
-}
-
-/// Closes the access log, when nobody holds it any more.
-fn finish_log(shared: Arc<Shared>, writer: AccessLogWriter) {
-    drop(shared);
-    writer.close();
 }
 
 async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod logs;
+mod queue;
 mod registry;
 
 pub use access_log::AccessLog;

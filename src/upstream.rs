@@ -73,7 +73,16 @@ pub struct UpstreamConn {
     pub endpoint: Arc<str>,
 }
 
-/// Why no endpoint could be connected to: the last attempt's failure.
+/// No endpoint could be connected to.
+#[derive(Debug)]
+pub struct ConnectFailure {
+    /// Why the last attempt failed.
+    pub error: ConnectError,
+    /// The name of the endpoint that was tried last.
+    pub endpoint: Option<Arc<str>>,
+}
+
+/// Why an attempt to connect failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// No endpoint has an address: names that never resolved.
@@ -124,19 +133,19 @@ impl Upstream {
     ///
     /// # Errors
     /// The failure of the last attempt.
-    pub async fn connect(&self) -> Result<UpstreamConn, ConnectError> {
+    pub async fn connect(&self) -> Result<UpstreamConn, ConnectFailure> {
         let start = Instant::now();
         let budget = start + self.connect_timeout * BUDGET_FACTOR;
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.endpoints.len();
-        let mut last = ConnectError::NoEndpoint;
+        let mut last = ConnectFailure { error: ConnectError::NoEndpoint, endpoint: None };
         for endpoint in self.endpoints.iter().cycle().skip(turn % count.max(1)).take(count) {
             match endpoint.connect(turn / count, self.connect_timeout, budget).await {
                 Ok(stream) => {
                     self.connect_time.record(start.elapsed());
                     return Ok(UpstreamConn { stream, endpoint: Arc::clone(&endpoint.name) });
                 }
-                Err(error) => last = error,
+                Err(error) => last = ConnectFailure { error, endpoint: Some(Arc::clone(&endpoint.name)) },
             }
             if Instant::now() >= budget {
                 break;

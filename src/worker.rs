@@ -5,7 +5,9 @@ use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinSet;
@@ -36,6 +38,20 @@ pub struct WorkerConfig {
     pub pipes: usize,
 }
 
+/// Setting up a runtime and its sockets takes milliseconds.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Sounds when a worker ends although nobody asked it to.
+struct Alarm(Arc<Shared>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if !self.0.draining.is_cancelled() {
+            self.0.failed.cancel();
+        }
+    }
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker(JoinHandle<()>);
@@ -45,7 +61,7 @@ impl Worker {
     /// ended, or until `force` is cancelled.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the thread, its runtime or its sockets cannot be set up.
     pub fn spawn(
         config: WorkerConfig,
         sockets: Vec<WorkerSocket>,
@@ -53,12 +69,19 @@ impl Worker {
         registry: Arc<Registry>,
         force: CancellationToken,
     ) -> io::Result<Self> {
+        let (started, start) = sync_channel(1);
         let run = move || {
-            if let Err(error) = work(config, sockets, shared, &registry, force) {
-                error!(worker = config.id, %error, "a worker could not start");
+            // Dropped with the thread, whichever way that ends.
+            let _alarm = Alarm(Arc::clone(&shared));
+            let told = started.clone();
+            if let Err(error) = work(config, sockets, shared, &registry, force, &started) {
+                // Whoever waits for the start may be told; after it, nothing fails in this way.
+                let _ = told.try_send(Err(error));
             }
         };
-        std::thread::Builder::new().name(format!("worker-{}", config.id)).spawn(run).map(Self)
+        let thread = std::thread::Builder::new().name(format!("worker-{}", config.id)).spawn(run)?;
+        start.recv_timeout(START_DEADLINE).map_err(io::Error::other)??;
+        Ok(Self(thread))
     }
 
     /// Waits until it is done.
@@ -75,6 +98,7 @@ fn work(
     shared: Arc<Shared>,
     registry: &Registry,
     force: CancellationToken,
+    started: &SyncSender<io::Result<()>>,
 ) -> io::Result<()> {
     let runtime =
         Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
@@ -85,10 +109,17 @@ fn work(
             let listener = Rc::new(ListenerContext::new(listener, &name, registry));
             loops.spawn_local(accept_loop(Listener::new(socket)?, listener, Rc::clone(&cx)));
         }
+        // Whoever started this waits for it, or has given up.
+        let _ = started.try_send(Ok(()));
         tokio::select! {
             () = force.cancelled() => {}
             () = async {
-                while loops.join_next().await.is_some() {}
+                while let Some(result) = loops.join_next().await {
+                    if let Err(error) = result {
+                        error!(worker = id, %error, "an accept loop failed");
+                        shared.failed.cancel();
+                    }
+                }
                 cx.all_gone().await;
             } => {}
         }

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use super::{ConfigArg, Exit, load, print};
 use crate::config::{ActionConfig, Config, Limits, RejectWith};
 use crate::guard::Acl;
-use crate::peek::{Alpn, ClientHello, Detector, Preface, Protocol, ServerName};
+use crate::peek::{Alpn, ClientHello, Detector, HelloError, Preface, Protocol, ServerName};
 use crate::route::{Decision, Query, RouteTable, Step};
 
 /// Arguments of `explain`.
@@ -74,10 +74,10 @@ impl Explain {
             None => config.listeners.first().map_or_else(String::new, |listener| listener.name.to_string()),
         };
         let mut out = String::new();
-        let preface = match self.preface(&config) {
+        let preface = match self.preface(&config)? {
             Ok(preface) => preface,
-            Err(reason) => {
-                let _ = writeln!(out, "result    refused before any route is tried: {reason:#}");
+            Err(refused) => {
+                let _ = writeln!(out, "result    refused before any route is tried: {refused}");
                 return print(&out);
             }
         };
@@ -94,29 +94,27 @@ impl Explain {
         print(&out)
     }
 
-    /// What the client sends, or why it is refused.
-    fn preface(&self, config: &Config) -> anyhow::Result<Preface> {
+    /// What the client sends, or why it is refused for that.
+    fn preface(&self, config: &Config) -> anyhow::Result<Result<Preface, HelloError>> {
         if let Some(path) = &self.hello {
             let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            return match Detector::new(config.max_hello_size).advance(&bytes)? {
-                Some(preface) => Ok(preface),
-                None => bail!("{} bytes are not enough to tell what it is", bytes.len()),
+            return match Detector::new(config.max_hello_size).advance(&bytes) {
+                Ok(Some(preface)) => Ok(Ok(preface)),
+                Ok(None) => bail!("{} bytes are not enough to tell what it is", bytes.len()),
+                Err(refused) => Ok(Err(refused)),
             };
         }
         if let Some(protocol) = self.protocol {
-            return Ok(Preface::Other(protocol.into()));
+            return Ok(Ok(Preface::Other(protocol.into())));
         }
-        let server_name = match &self.sni {
-            Some(name) => {
-                let name = ServerName::parse(name.as_bytes());
-                Some(name.with_context(|| {
-                    format!("bad server name `{}`", self.sni.as_deref().unwrap_or_default())
-                })?)
-            }
+        let server_name = match self.sni.as_deref().map(|name| ServerName::parse(name.as_bytes())) {
+            Some(Err(bad)) => return Ok(Err(bad.into())),
+            Some(Ok(name)) => Some(name),
             None => None,
         };
         let alpn = Alpn::from_names(self.alpn.iter().map(String::as_bytes));
-        Ok(Preface::Tls(Box::new(ClientHello { server_name, alpn, records: 1, ..ClientHello::default() })))
+        let hello = ClientHello { server_name, alpn, records: 1, ..ClientHello::default() };
+        Ok(Ok(Preface::Tls(Box::new(hello))))
     }
 }
 

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use tracing::error;
 
-use super::{ConfigArg, Exit, load};
+use super::{ConfigArg, Exit, complain, load};
 use crate::server::{Bound, Server, StartError};
 
 /// Arguments of `run`.
@@ -35,7 +35,7 @@ pub(super) fn serve_with(bound: Result<Bound, StartError>, started: impl FnOnce(
     match result {
         Ok(()) => Exit::Done,
         Err(StartError::Assertions(failed)) => {
-            failed.iter().for_each(|mismatch| eprintln!("error: {mismatch}"));
+            failed.iter().for_each(|mismatch| complain(&format!("error: {mismatch}")));
             Exit::BadConfig
         }
         Err(start) => {

@@ -19,8 +19,6 @@ const BATCH: u32 = 32;
 /// Pauses when descriptors or memory have run out: the first, doubled up to the last. Short enough that
 /// service is back within a second, long enough that waiting costs next to nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
-/// The shortage is logged at most this often.
-const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts on `socket` until draining begins, then takes what is queued and closes it.
 pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc<Context>) {
@@ -39,7 +37,7 @@ pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc
                 shortage.over();
                 admit(accepted, &listener, &cx).await;
             }
-            Err(error) => shortage.pause(&error, &listener).await,
+            Err(error) => shortage.pause(&error, &listener, &cx).await,
         }
         in_a_row += 1;
         if in_a_row % BATCH == 0 {
@@ -97,7 +95,6 @@ async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc
 #[derive(Debug, Default)]
 struct Shortage {
     pause: Duration,
-    warned: Option<Instant>,
 }
 
 impl Shortage {
@@ -105,7 +102,7 @@ impl Shortage {
         self.pause = Duration::ZERO;
     }
 
-    async fn pause(&mut self, error: &io::Error, listener: &ListenerContext) {
+    async fn pause(&mut self, error: &io::Error, listener: &ListenerContext, cx: &Context) {
         if is_clients_own(error) {
             return listener.metrics.accept_other.increment(1);
         }
@@ -115,8 +112,7 @@ impl Shortage {
             }
             _ => listener.metrics.accept_other.increment(1),
         }
-        if self.warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
-            self.warned = Some(Instant::now());
+        if cx.tells_trouble() {
             warn!(listener = %listener.name, %error, "cannot accept connections; trying again until it works");
         }
         self.pause = (self.pause * 2).clamp(PAUSE.0, PAUSE.1);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -28,6 +28,8 @@ pub struct Shared {
     pub access_log: AccessLog,
     /// Cancelled when no more connections shall be accepted.
     pub draining: CancellationToken,
+    /// Cancelled when a worker fails: a proxy that does not serve must not look as if it did.
+    pub failed: CancellationToken,
     /// Set when the time to drain is over: what is open then ends for that reason.
     pub drained: AtomicBool,
 }
@@ -42,6 +44,7 @@ pub struct Context {
     all_gone: Notify,
     next_id: Cell<u64>,
     rejections_told: Cell<(u64, u32)>,
+    trouble_told: Cell<Option<Instant>>,
 }
 
 /// One listener as a worker sees it.
@@ -69,6 +72,8 @@ pub(crate) struct Accepted {
 #[derive(Debug)]
 pub(super) struct Live(Rc<Context>);
 
+/// A shortage of this machine is logged at most this often by a worker.
+pub(super) const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 /// Rejected connections told of in the access log, a second and a worker; the rest are only counted, since
 /// a flood must not cost a line each.
 const REJECTIONS_TOLD: u32 = 100;
@@ -84,6 +89,7 @@ impl Context {
             // Ids are unique in the process: the worker in the upper 16 bits.
             next_id: Cell::new(u64::from(worker) << 48),
             rejections_told: Cell::default(),
+            trouble_told: Cell::default(),
         }
     }
 
@@ -101,6 +107,15 @@ impl Context {
     pub(super) fn live(self: &Rc<Self>) -> Live {
         self.live.set(self.live.get() + 1);
         Live(Rc::clone(self))
+    }
+
+    /// Whether trouble of this machine is told of now: every connection may meet it.
+    pub(super) fn tells_trouble(&self) -> bool {
+        let tells = self.trouble_told.get().is_none_or(|last| last.elapsed() >= TROUBLE_INTERVAL);
+        if tells {
+            self.trouble_told.set(Some(Instant::now()));
+        }
+        tells
     }
 
     /// Whether a rejection at `second` is told of in the log.

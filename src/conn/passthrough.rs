@@ -1,9 +1,10 @@
 //! Passing a connection through to a backend, untouched.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::context::Context;
 use super::record::ConnRecord;
@@ -12,6 +13,7 @@ use super::termination::{Cause, Stage, Termination};
 use crate::net::{RelayEnd, Upstream, relay, reset_on_close};
 use crate::route::RouteId;
 use crate::snapshot::Snapshot;
+use crate::upstream::{ConnectError, ConnectFailure};
 
 /// Connects to a backend of the route and relays until the end. `prefix` is what the client sent so far.
 pub(super) async fn run(
@@ -33,8 +35,16 @@ pub(super) async fn run(
             record.connected(connection.endpoint);
             connection.stream
         }
-        Err(error) => {
-            debug!(%error, source = ?std::error::Error::source(&error), "no connection to a backend");
+        Err(ConnectFailure { error, endpoint }) => {
+            let source = error.source().map(ToString::to_string);
+            match error {
+                // Ours, and more than this connection will feel it.
+                ConnectError::Resource(_) if cx.tells_trouble() => {
+                    warn!(%error, source, endpoint = endpoint.as_deref(), "no connection to a backend");
+                }
+                _ => debug!(%error, source, endpoint = endpoint.as_deref(), "no connection to a backend"),
+            }
+            record.tried(endpoint);
             let refusal = if tls { Refusal::Alert(alert::INTERNAL_ERROR) } else { Refusal::Close };
             Box::pin(refuse(stream, refusal, record, &cx.scratch)).await;
             return Termination::from(&error);

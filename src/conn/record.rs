@@ -132,6 +132,11 @@ impl ConnRecord {
         self.connect.backend = Some(backend);
     }
 
+    /// No backend could be connected to; this one was tried last.
+    pub(super) fn tried(&mut self, backend: Option<Arc<str>>) {
+        self.connect.backend = backend;
+    }
+
     pub(super) fn meter(&self) -> TrafficMeter<'_> {
         TrafficMeter { counts: &self.counts, traffic: self.traffic.as_deref() }
     }

@@ -44,3 +44,18 @@ pub fn hide_close(socket: impl AsFd, peer: SocketAddr) {
     };
     reset_on_close(socket);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With TCP_USER_TIMEOUT the kernel ends a connection whose peer does not read for so long, whatever
+    /// the configured idle limit is.
+    #[test]
+    fn no_time_limit_but_the_configured_ones_ends_a_stalled_connection() {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        relayed(SockRef::from(&socket)).unwrap();
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+    }
+}

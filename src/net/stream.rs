@@ -27,11 +27,17 @@ pub enum Upstream {
 /// Connects over TCP. Cancel safe: dropping the future closes the socket.
 ///
 /// # Errors
-/// What the kernel says about the socket or the connection.
+/// What the kernel says about the socket or the connection; `ConnectionRefused` also when nobody listened
+/// and the kernel chose the very port of `addr` for this end, so that the socket met itself (RFC 9293 §3.5,
+/// simultaneous open).
 pub async fn connect_tcp(addr: SocketAddr) -> io::Result<Upstream> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     sockopt::relayed(SockRef::from(&socket))?;
-    socket.connect(addr).await.map(Upstream::Tcp)
+    let stream = socket.connect(addr).await?;
+    if addr.ip().is_loopback() && stream.local_addr()? == addr {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(Upstream::Tcp(stream))
 }
 
 /// Connects to a Unix socket. Cancel safe.

@@ -5,8 +5,13 @@ use tracing::warn;
 
 use crate::config::Limits;
 
-/// Kept for everything but relayed connections: listening sockets, logs, admin, DNS, the runtimes.
-const RESERVED: u64 = 64;
+/// Kept for logs, the control runtime and what libraries open; for 64 connections to the admin server; for
+/// 32 names looked up at once over both families.
+const RESERVED: u64 = 64 + 64 + 64;
+/// A worker's runtime has an epoll instance, its copy and an event descriptor.
+const PER_WORKER: u64 = 3;
+/// For each address a worker has a listening socket, and may hold one connection that waits for room.
+const PER_ADDRESS: u64 = 2;
 /// A relayed connection has the client's and the backend's.
 const PER_CONNECTION: u64 = 2;
 /// A pipe has two ends.
@@ -27,9 +32,9 @@ pub(super) struct Budget {
 
 impl Budget {
     /// The budget under the current limit of open files, or with the cap that the configuration sets.
-    pub(super) fn new(limits: &Limits, workers: usize) -> Self {
+    pub(super) fn new(limits: &Limits, workers: usize, addresses: usize) -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
-        let mut budget = Self::of(files, workers);
+        let mut budget = Self::of(files, workers, addresses);
         if let Some(total) = limits.total {
             if total > budget.connections {
                 let possible = budget.connections;
@@ -40,10 +45,12 @@ impl Budget {
         budget
     }
 
-    fn of(files: u64, workers: usize) -> Self {
+    fn of(files: u64, workers: usize, addresses: usize) -> Self {
         let workers = workers.max(1) as u64;
         let pipes = (files / PIPE_SHARE / PER_PIPE / workers).min(PIPES);
-        let rest = files.saturating_sub(RESERVED).saturating_sub(pipes * workers * PER_PIPE);
+        let a_worker = PER_WORKER + PER_ADDRESS * addresses as u64 + PER_PIPE * pipes;
+        // On a machine with very few descriptors at least half of them are for connections.
+        let rest = files.saturating_sub(RESERVED + workers * a_worker).max(files / 2);
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Self { connections: count(rest / PER_CONNECTION).max(1), pipes: count(pipes) }
     }
@@ -65,13 +72,13 @@ mod tests {
 
     #[test]
     fn all_together_stay_below_the_limit() {
-        for (files, workers) in [(64, 1), (1024, 1), (1024, 64), (20_000, 2), (1 << 20, 64), (1 << 20, 1024)]
-        {
-            let budget = Budget::of(files, workers);
-            let used = budget.connections * 2 + budget.pipes * 2 * workers;
-            assert!(budget.connections >= 1);
+        for (files, workers, addresses) in [(1024, 1, 1), (4096, 64, 2), (20_000, 2, 2), (1 << 20, 1024, 4)] {
+            let budget = Budget::of(files, workers, addresses);
+            let each = 3 + 2 * addresses + 2 * budget.pipes;
+            let used = 2 * budget.connections + workers * each;
             assert!(used <= usize::try_from(files).unwrap(), "{files} files, {workers} workers: {budget:?}");
         }
-        assert_eq!(Budget::of(20_000, 2), Budget { connections: 9712, pipes: 128 });
+        assert_eq!(Budget::of(20_000, 2, 1), Budget { connections: 9643, pipes: 128 });
+        assert_eq!(Budget::of(64, 1, 1), Budget { connections: 16, pipes: 4 });
     }
 }

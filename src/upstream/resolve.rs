@@ -97,12 +97,14 @@ impl Resolver {
         if self.names.is_empty() {
             return Ok(());
         }
-        let resolver = Arc::new(self.build().map_err(ResolveError::System)?);
+        let resolver = |strategy| self.build(strategy).map(Arc::new).map_err(ResolveError::System);
+        let (v4, v6) = (resolver(LookupIpStrategy::Ipv4Only)?, resolver(LookupIpStrategy::Ipv6Only)?);
         let slots = Arc::new(Semaphore::new(CONCURRENT));
         for name in self.names.values() {
             let refresh = Refresh {
                 name: Arc::clone(name),
-                resolver: Arc::clone(&resolver),
+                v4: Arc::clone(&v4),
+                v6: Arc::clone(&v6),
                 slots: Arc::clone(&slots),
                 config: self.config.clone(),
                 counters: self.counters.clone(),
@@ -120,7 +122,7 @@ impl Resolver {
         }
     }
 
-    fn build(&self) -> Result<TokioResolver, NetError> {
+    fn build(&self, strategy: LookupIpStrategy) -> Result<TokioResolver, NetError> {
         let mut builder = if self.config.servers.is_empty() {
             TokioResolver::builder_tokio()?
         } else {
@@ -137,7 +139,7 @@ impl Resolver {
         };
         let options = builder.options_mut();
         options.timeout = self.config.timeout;
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        options.ip_strategy = strategy;
         // Answers are kept here, with their own bounds and past their time when need be.
         options.cache_size = 0;
         builder.build()
@@ -159,7 +161,8 @@ impl ResolvedName {
 /// The task of one name.
 struct Refresh {
     name: Arc<ResolvedName>,
-    resolver: Arc<TokioResolver>,
+    v4: Arc<TokioResolver>,
+    v6: Arc<TokioResolver>,
     slots: Arc<Semaphore>,
     config: DnsConfig,
     counters: Counters,
@@ -169,7 +172,7 @@ impl Refresh {
     async fn run(self) {
         let mut retry = RETRY.0;
         loop {
-            let pause = match self.ask().await {
+            let pause = match Box::pin(self.ask()).await {
                 Some(ttl) => {
                     retry = RETRY.0;
                     ttl
@@ -187,28 +190,42 @@ impl Refresh {
         }
     }
 
-    /// Asks once; gives the time until the next question when there is an answer.
+    /// Asks once; gives the time until the next question when there is an answer. The families are asked
+    /// apart: when one fails, its last addresses stay, and those of the other are still brought up to date.
     async fn ask(&self) -> Option<Duration> {
         let _slot = self.slots.acquire().await.ok()?;
         // A trailing dot makes the name absolute: no search list is tried.
         let absolute = format!("{}.", self.name.host.trim_end_matches('.'));
-        match self.resolver.lookup_ip(absolute).await {
-            Ok(answer) => {
-                let mut addresses: Vec<IpAddr> = answer.iter().collect();
-                // Servers rotate their answers; turns are taken here.
-                addresses.sort_unstable();
-                let ttl = answer.valid_until().saturating_duration_since(Instant::now());
-                self.counters.ok.increment(1);
-                self.store(addresses);
-                Some(ttl.clamp(self.config.min_ttl, self.config.max_ttl))
-            }
-            Err(error) => {
-                self.counters.failed.increment(1);
-                let stale = self.name.addresses.load().len();
-                warn!(host = %self.name.host, %error, stale_addresses = stale, "cannot resolve a backend");
-                None
+        let (v4, v6) = tokio::join!(family(&self.v4, &absolute), family(&self.v6, &absolute));
+        let before = self.name.addresses();
+        let stale = |v6: bool| before.iter().copied().filter(move |ip| ip.is_ipv6() == v6);
+        let mut addresses = Vec::new();
+        let mut shortest: Option<Duration> = None;
+        for (answer, is_v6) in [(v4, false), (v6, true)] {
+            match answer {
+                Ok((found, ttl)) => {
+                    addresses.extend(found);
+                    shortest = Some(shortest.map_or(ttl, |shortest| shortest.min(ttl)));
+                }
+                // Most names have addresses of one family only.
+                Err(error) if error.is_no_records_found() => {}
+                Err(error) => {
+                    warn!(host = %self.name.host, %error, stale = stale(is_v6).count(), "cannot resolve a backend");
+                    addresses.extend(stale(is_v6));
+                }
             }
         }
+        let Some(ttl) = shortest else {
+            // The last addresses stay: a name that is gone for the moment is no reason to stop serving.
+            warn!(host = %self.name.host, stale = before.len(), "no answer for a backend's name");
+            self.counters.failed.increment(1);
+            return None;
+        };
+        self.counters.ok.increment(1);
+        // Servers rotate their answers; turns are taken here.
+        addresses.sort_unstable();
+        self.store(addresses);
+        Some(ttl.clamp(self.config.min_ttl, self.config.max_ttl))
     }
 
     fn store(&self, addresses: Vec<IpAddr>) {
@@ -219,6 +236,13 @@ impl Refresh {
             self.name.addresses.store(Arc::new(addresses));
         }
     }
+}
+
+/// The addresses of one family, and how long they hold.
+async fn family(resolver: &TokioResolver, host: &str) -> Result<(Vec<IpAddr>, Duration), NetError> {
+    let answer = resolver.lookup_ip(host).await?;
+    let ttl = answer.valid_until().saturating_duration_since(Instant::now());
+    Ok((answer.iter().collect(), ttl))
 }
 
 #[cfg(test)]

@@ -182,3 +182,15 @@ fn above_the_total_cap_connections_wait_and_are_served_in_the_end() {
     assert_eq!(probe(loopback(4), &proxy), served("a"));
     proxy.assert_sound();
 }
+
+#[test]
+fn the_time_to_send_a_hello_begins_when_there_is_room() {
+    let backend = Backend::tagged("a");
+    let proxy = proxy_with("connection_limit = { total = 1 }\ntimeouts = { hello = '500ms' }", &backend);
+    let hello = to("a.test");
+    let open = held(loopback(1), proxy.addr(), &hello);
+    let mut waiting = connect_from(loopback(2), proxy.addr());
+    assert_eq!(outcome(&mut waiting, &hello, Duration::from_secs(1)), Outcome::Open);
+    drop(open);
+    assert_eq!(outcome(&mut waiting, b"", SOON), served("a"), "it had said its hello long before");
+}

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -121,6 +121,72 @@ fn a_second_signal_ends_at_once() {
     assert_ne!(read_to_end(&mut client, SOON).end, End::Open);
     let line = proxy.access_line_of(client.local_addr().unwrap());
     assert_eq!(line["cause"], "forced");
+}
+
+/// Out of habit, log rotation and people send these; their default is to end the process.
+#[test]
+fn signals_that_mean_nothing_yet_end_nothing() {
+    let backend = Backend::tagged("a");
+    let proxy =
+        Proxy::start(&format!("listen = '127.0.0.1:0'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"));
+    for signal in [Signal::HUP, Signal::USR1] {
+        proxy.process.signal(signal);
+        wait_for("a word about it", || proxy.process.stderr.contains("ignored"));
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    }
+}
+
+#[test]
+fn an_address_and_a_wildcard_over_it_can_both_be_listened_on() {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&format!(
+        "listen = ['0.0.0.0:{port}', '127.0.0.1:{port}']\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+    ));
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+}
+
+/// A typing error in the configuration must not cost anybody a file.
+#[test]
+fn the_admin_socket_replaces_nothing_but_a_dead_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.db");
+    let config = format!(
+        "listen = '127.0.0.1:0'\nadmin = 'unix:{}'\n[[route]]\nsni = 'a.test'\nto = '127.0.0.1:1'\n",
+        path.display()
+    );
+    std::fs::write(&path, "precious").unwrap();
+    assert_eq!(on_config("run", &config, &[]).code, Some(75));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    std::fs::remove_file(&path).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let first = Proxy::start(&config);
+    assert_eq!(on_config("run", &config, &[]).code, Some(75), "the first one lives");
+    drop(first);
+}
+
+/// Whoever read the log has gone: that costs the log.
+#[test]
+fn a_log_that_nobody_can_take_neither_ends_it_nor_keeps_it_from_draining() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let (config, admin) = (dir.path().join("portcullis.toml"), dir.path().join("admin.sock"));
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    let text = format!(
+        "listen = '{port}'\nadmin = 'unix:{}'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n",
+        admin.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    command.args(["run", "--workers", "1", "--config"]).arg(&config).stdout(Stdio::null()).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    wait_for("an answer", || TcpStream::connect(port).is_ok());
+    assert_eq!(probe(port, &to("a.test")), served("a"));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
+    let status = until("its end", SOON, || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]

@@ -207,12 +207,15 @@ fn reduced(message: &[u8]) -> Vec<u8> {
     [&[1], &u32::try_from(body.len()).unwrap().to_be_bytes()[1..], body.as_slice()].concat()
 }
 
+/// The first handshake message in these records, which is complete.
 fn joined(bytes: &[u8]) -> Vec<u8> {
     let mut records = Cursor::new(bytes);
     let mut message = Vec::new();
     while records.take(3).is_some() {
         message.extend_from_slice(records.vec16().unwrap_or_default());
     }
+    let length = u32::from_be_bytes([0, message[1], message[2], message[3]]);
+    message.truncate(HANDSHAKE_HEADER + usize::try_from(length).unwrap());
     message
 }
 
