@@ -25,28 +25,34 @@ pub use accept::accept_loop;
 use context::Accepted;
 pub use context::{Context, ListenerContext, Shared};
 use metrics::Action;
+use passthrough::Established;
 use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
 
 /// Serves one admitted connection to its end and tells of it.
-pub(crate) async fn serve(accepted: Accepted, cx: Rc<Context>) {
+pub(crate) async fn serve(accepted: Box<Accepted>, cx: Rc<Context>) {
     let mut record = ConnRecord::open(&accepted, Rc::clone(&cx));
-    let termination = run(accepted, &cx, &mut record).await;
+    // What only the first moments need is in a box of its own, freed before the relay, which may last for days.
+    let termination = match Box::pin(establish(accepted, &cx, &mut record)).await {
+        Ok(mut established) => passthrough::run(&mut established, &record, &cx).await,
+        Err(ended) => ended,
+    };
     record.finish(termination);
 }
 
-async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termination {
-    let Accepted { socket, at, listener, mut permit, live: _live, .. } = accepted;
-    let stream = match TcpStream::from_std(socket) {
-        Ok(stream) => stream,
-        Err(error) => return Termination::from_register(&error),
-    };
+/// Peeks, routes and connects; refuses what comes to nothing.
+async fn establish(
+    accepted: Box<Accepted>,
+    cx: &Context,
+    record: &mut ConnRecord,
+) -> Result<Established, Termination> {
+    let Accepted { socket, at, listener, mut permit, live, .. } = *accepted;
+    let stream = TcpStream::from_std(socket).map_err(|error| Termination::from_register(&error))?;
     let snapshot = cx.shared.snapshot.load_full();
     let limits = peek::Limits::new(&snapshot, listener.index, at);
     let mut bytes = Vec::new();
-    // What only the first moments need is boxed, so that the future of a relay, which lasts, stays small.
-    let peeked = Box::pin(peek::read_preface(&stream, &mut bytes, &cx.scratch, limits)).await;
+    let peeked = peek::read_preface(&stream, &mut bytes, &cx.scratch, limits).await;
     record.received(&bytes);
     let preface = match peeked {
         Ok(preface) => preface,
@@ -55,8 +61,8 @@ async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termi
             if error.is_refused() {
                 record.refused();
             }
-            Box::pin(refuse::refuse(stream, error.refusal(), record, &cx.scratch)).await;
-            return error.into();
+            refuse::refuse(stream, error.refusal(), record, &cx.scratch).await;
+            return Err(error.into());
         }
     };
     permit.hello_done();
@@ -65,14 +71,13 @@ async fn run(accepted: Accepted, cx: &Context, record: &mut ConnRecord) -> Termi
     let tls = preface.hello().is_some();
     match route(&snapshot, &preface, &listener.name, record) {
         Routed::To(index) => {
-            // Freed before the relay, which may last for days.
-            drop(preface);
-            passthrough::run(stream, bytes.into(), tls, snapshot, index, record, cx).await
+            let ends = passthrough::connect(stream, tls, &snapshot, index, record, cx).await?;
+            Ok(Established { ends, prefix: bytes.into(), _counted: (permit, live) })
         }
         Routed::Refuse(with, termination) => {
             listener.metrics.rejected(termination.reason);
-            Box::pin(refuse::refuse(stream, Refusal::new(with, tls), record, &cx.scratch)).await;
-            termination
+            refuse::refuse(stream, Refusal::new(with, tls), record, &cx.scratch).await;
+            Err(termination)
         }
     }
 }
@@ -116,6 +121,6 @@ mod tests {
     #[test]
     fn the_future_of_a_connection_is_small() {
         let size = output_size(serve);
-        assert!(size <= 1600, "{size} bytes");
+        assert!(size <= 1088, "{size} bytes");
     }
 }

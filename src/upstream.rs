@@ -71,6 +71,8 @@ pub struct UpstreamConn {
     pub stream: Stream,
     /// The name of the endpoint.
     pub endpoint: Arc<str>,
+    /// How long it took, failed attempts included.
+    pub took: Duration,
 }
 
 /// No endpoint could be connected to.
@@ -142,8 +144,9 @@ impl Upstream {
         for endpoint in self.endpoints.iter().cycle().skip(turn % count.max(1)).take(count) {
             match endpoint.connect(turn / count, self.connect_timeout, budget).await {
                 Ok(stream) => {
-                    self.connect_time.record(start.elapsed());
-                    return Ok(UpstreamConn { stream, endpoint: Arc::clone(&endpoint.name) });
+                    let took = start.elapsed();
+                    self.connect_time.record(took);
+                    return Ok(UpstreamConn { stream, endpoint: Arc::clone(&endpoint.name), took });
                 }
                 Err(error) => last = ConnectFailure { error, endpoint: Some(Arc::clone(&endpoint.name)) },
             }

@@ -79,7 +79,7 @@ async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc
             let at = Instant::now();
             let live = cx.live();
             let accepted = Accepted { socket, client: peer, at, listener: Rc::clone(listener), permit, live };
-            drop(tokio::task::spawn_local(serve(accepted, Rc::clone(cx))));
+            drop(tokio::task::spawn_local(serve(Box::new(accepted), Rc::clone(cx))));
         }
         Err(rejection) => {
             // No FIN handshake, no state left in the kernel: the cheapest end for us.

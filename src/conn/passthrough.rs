@@ -1,39 +1,56 @@
 //! Passing a connection through to a backend, untouched.
 
 use std::error::Error;
-use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
-use super::context::Context;
+use super::context::{Context, Live};
 use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::{Cause, Stage, Termination};
-use crate::net::{RelayEnd, Upstream, relay, reset_on_close};
+use crate::guard::ConnPermit;
+use crate::net::{IdleLimits, RelayEnd, Upstream, relay, reset_on_close};
 use crate::route::RouteId;
 use crate::snapshot::Snapshot;
 use crate::upstream::{ConnectError, ConnectFailure};
 
-/// Connects to a backend of the route and relays until the end. `prefix` is what the client sent so far.
-pub(super) async fn run(
-    stream: TcpStream,
-    prefix: Box<[u8]>,
+/// A connection with its backend.
+pub(super) struct Established {
+    pub(super) ends: Ends,
+    /// What the client has sent already.
+    pub(super) prefix: Box<[u8]>,
+    /// What it counts for, until dropped.
+    pub(super) _counted: (ConnPermit, Live),
+}
+
+/// Both ends of a relay. Unless each has got all that there was, closing resets them: nobody must take a
+/// broken stream for a whole one, least of all when the relay is dropped in the middle of it.
+pub(super) struct Ends {
+    client: TcpStream,
+    upstream: Upstream,
+    idle: IdleLimits,
+    whole: bool,
+}
+
+/// Connects to a backend of the route, or tells the client that there is none.
+pub(super) async fn connect(
+    client: TcpStream,
     tls: bool,
-    snapshot: Arc<Snapshot>,
+    snapshot: &Snapshot,
     route: RouteId,
     record: &mut ConnRecord,
     cx: &Context,
-) -> Termination {
+) -> Result<Ends, Termination> {
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.
-        return Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") };
+        return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
     };
     record.connecting();
-    let upstream = match Box::pin(backends.upstream.connect()).await {
+    match backends.upstream.connect().await {
         Ok(connection) => {
-            record.connected(connection.endpoint);
-            connection.stream
+            record.connected(connection.endpoint, connection.took);
+            Ok(Ends { client, upstream: connection.stream, idle: backends.idle, whole: false })
         }
         Err(ConnectFailure { error, endpoint }) => {
             let source = error.source().map(ToString::to_string);
@@ -46,27 +63,23 @@ pub(super) async fn run(
             }
             record.tried(endpoint);
             let refusal = if tls { Refusal::Alert(alert::INTERNAL_ERROR) } else { Refusal::Close };
-            Box::pin(refuse(stream, refusal, record, &cx.scratch)).await;
-            return Termination::from(&error);
+            refuse(client, refusal, record, &cx.scratch).await;
+            Err(Termination::from(&error))
         }
-    };
-    let mut ends = Ends { client: stream, upstream, whole: false };
-    let Ends { client, upstream, .. } = &mut ends;
-    let end = relay(client, upstream, prefix, &cx.scratch, backends.idle, &record.meter()).await;
-    ends.whole = match &end {
+    }
+}
+
+/// Relays until the end. The connection is borrowed: moved in, it would take its room in the future twice.
+pub(super) async fn run(established: &mut Established, record: &ConnRecord, cx: &Context) -> Termination {
+    let prefix = std::mem::take(&mut established.prefix);
+    let Ends { client, upstream, idle, whole } = &mut established.ends;
+    let end = relay(client, upstream, prefix, &cx.scratch, idle, &record.meter()).await;
+    *whole = match &end {
         RelayEnd::Done => true,
         RelayEnd::Fault(fault) => fault.delivered,
         RelayEnd::Idle { stalled, .. } => stalled.is_none(),
     };
     Termination::from(&end)
-}
-
-/// Both ends of a relay. Unless each has got all that there was, closing resets them: nobody must take a
-/// broken stream for a whole one, least of all when the relay is dropped in the middle of it.
-struct Ends {
-    client: TcpStream,
-    upstream: Upstream,
-    whole: bool,
 }
 
 impl Drop for Ends {

@@ -43,7 +43,6 @@ pub(super) struct ConnRecord {
 /// The connection to the backend.
 #[derive(Debug, Default)]
 struct Connect {
-    started: Option<Instant>,
     took: Option<Duration>,
     backend: Option<Arc<str>>,
 }
@@ -123,12 +122,11 @@ impl ConnRecord {
 
     pub(super) fn connecting(&mut self) {
         self.stage = Stage::Connect;
-        self.connect.started = Some(Instant::now());
     }
 
-    pub(super) fn connected(&mut self, backend: Arc<str>) {
+    pub(super) fn connected(&mut self, backend: Arc<str>, took: Duration) {
         self.stage = Stage::Relay;
-        self.connect.took = self.connect.started.map(|started| started.elapsed());
+        self.connect.took = Some(took);
         self.connect.backend = Some(backend);
     }
 

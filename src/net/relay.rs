@@ -126,7 +126,7 @@ pub async fn relay<C, U>(
     upstream: &mut U,
     prefix: Box<[u8]>,
     scratch: &Scratch,
-    limits: IdleLimits,
+    limits: &IdleLimits,
     meter: &impl Meter,
 ) -> RelayEnd
 where
@@ -137,7 +137,8 @@ where
     let mut down = Flow::new(Direction::Down, Box::default(), scratch);
     let mut clock = IdleClock { limits, active: Instant::now(), checked: None };
     let mut timer = pin!(sleep_until(clock.active + limits.open));
-    poll_fn(move |cx| {
+    // Borrows what it works on: moved into the closure, all of it would take its room in the future twice.
+    poll_fn(|cx| {
         let upward = up.poll(cx, client, upstream, meter, down.as_opposite());
         let downward = down.poll(cx, upstream, client, meter, up.as_opposite());
         if upward || downward {
@@ -174,15 +175,15 @@ where
 }
 
 /// When a relay is over for want of bytes, and when it is to be looked at before that.
-struct IdleClock {
-    limits: IdleLimits,
+struct IdleClock<'a> {
+    limits: &'a IdleLimits,
     /// When a byte passed last.
     active: Instant,
     /// When a stalled source was looked at last.
     checked: Option<Instant>,
 }
 
-impl IdleClock {
+impl IdleClock<'_> {
     fn deadline(&self, half_closed: bool) -> Instant {
         self.active + if half_closed { self.limits.half_closed } else { self.limits.open }
     }

@@ -95,7 +95,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (end, at_client, at_backend) = runtime.block_on(async {
             let relay = async {
-                let end = relay(&mut down_end, &mut up_end, first.clone().into(), &scratch, LIMITS, &counts).await;
+                let end = relay(&mut down_end, &mut up_end, first.clone().into(), &scratch, &LIMITS, &counts).await;
                 drop((down_end, up_end));
                 end
             };
@@ -114,7 +114,7 @@ async fn with_relay<R>(test: impl AsyncFnOnce(DuplexStream, DuplexStream) -> R) 
     let (client, mut down_end) = duplex(64);
     let (backend, mut up_end) = duplex(64);
     let (counts, scratch) = (Counts::default(), Scratch::new(4));
-    let relay = relay(&mut down_end, &mut up_end, Box::default(), &scratch, LIMITS, &counts);
+    let relay = relay(&mut down_end, &mut up_end, Box::default(), &scratch, &LIMITS, &counts);
     tokio::join!(relay, test(client, backend))
 }
 
@@ -166,7 +166,7 @@ async fn a_reader_that_stalls_holds_no_more_than_one_scratch_buffer() {
     let (counts, scratch) = (Counts::default(), Scratch::new(4));
     let mut backend = backend;
     backend.write_all(&pattern(1 << 20, 9)).await.unwrap();
-    let end = relay(&mut down_end, &mut up_end, Box::default(), &scratch, LIMITS, &counts).await;
+    let end = relay(&mut down_end, &mut up_end, Box::default(), &scratch, &LIMITS, &counts).await;
     assert!(matches!(end, RelayEnd::Idle { half_closed: None, .. }));
     let (read, written) = counts.down.get();
     assert_eq!((read, written), (SCRATCH, 16));
@@ -231,7 +231,7 @@ async fn an_answer_that_is_whole_is_not_lost_to_what_the_client_says_after_it() 
     let (mut client, mut down_end) = duplex(64);
     let (counts, scratch) = (Counts::default(), Scratch::new(4));
     let mut backend = Answered(Some(b"answer"));
-    let relay = relay(&mut down_end, &mut backend, Box::default(), &scratch, LIMITS, &counts);
+    let relay = relay(&mut down_end, &mut backend, Box::default(), &scratch, &LIMITS, &counts);
     let talk = async {
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).await.unwrap();
@@ -252,7 +252,7 @@ async fn a_reset_found_by_writing_is_not_passed_on_as_an_end_of_stream() {
     let (mut client, mut down_end) = duplex(64);
     client.write_all(b"request").await.unwrap();
     let (counts, scratch) = (Counts::default(), Scratch::new(4));
-    let end = relay(&mut down_end, &mut Gone, Box::default(), &scratch, LIMITS, &counts).await;
+    let end = relay(&mut down_end, &mut Gone, Box::default(), &scratch, &LIMITS, &counts).await;
     assert!(matches!(end, RelayEnd::Fault(Fault { side: Side::Upstream, .. })), "{end:?}");
     let read = tokio::time::timeout(Duration::ZERO, client.read(&mut [0])).await;
     assert!(read.is_err(), "the client saw an end of stream: {read:?}");
