@@ -1,6 +1,6 @@
 //! The life of a connection: accept → guard → peek → route → passthrough or refusal → one line in the log.
 //!
-//! Each stage takes what the one before it gives. [`serve`] is the whole path.
+//! Each stage takes what the one before it gives; `serve` is the whole path.
 
 use std::rc::Rc;
 use std::sync::Arc;
