@@ -119,7 +119,13 @@ impl Cli {
             }
             Verb::Man => {
                 let mut page = Vec::new();
-                clap_mangen::Man::new(Self::command()).render(&mut page)?;
+                let mut command = Self::command();
+                command.build();
+                clap_mangen::Man::new(command.clone()).render(&mut page)?;
+                // The pages of the verbs follow in the same stream: nothing is referred to that is not there.
+                for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+                    clap_mangen::Man::new(verb.clone()).render(&mut page)?;
+                }
                 print_bytes(&page)
             }
         }

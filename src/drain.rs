@@ -18,9 +18,19 @@ const STARTING: u8 = 0;
 const READY: u8 = 1;
 const DRAINING: u8 = 2;
 
+/// What SIGHUP means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hangup {
+    /// Nothing: a service outlives terminals.
+    Ignored,
+    /// The end: what runs in a terminal goes with it.
+    Ends,
+}
+
 /// The signals that end the server.
 #[derive(Debug)]
 pub struct Signals {
+    on_hangup: Hangup,
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -52,8 +62,9 @@ impl Signals {
     ///
     /// # Errors
     /// When the runtime cannot watch them.
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen(on_hangup: Hangup) -> io::Result<Self> {
         Ok(Self {
+            on_hangup,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
@@ -68,7 +79,10 @@ impl Signals {
             let ignored = tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => "SIGHUP",
+                _ = self.hangup.recv() => match self.on_hangup {
+                    Hangup::Ends => return "SIGHUP",
+                    Hangup::Ignored => "SIGHUP",
+                },
                 _ = self.reopen.recv() => "SIGUSR1",
             };
             warn!(

@@ -16,7 +16,7 @@ use tracing::info;
 use crate::admin::Admin;
 use crate::config::{AdminAddr, Config, ListenerConfig};
 use crate::conn::Shared;
-use crate::drain::{self, Readiness};
+use crate::drain::{self, Hangup, Readiness};
 use crate::guard::Guard;
 use crate::net::{self, ListenAddr};
 use crate::route::{Mismatch, RouteTable, check_assertion};
@@ -57,8 +57,8 @@ pub enum StartError {
     #[error("cannot listen on the admin address {0}")]
     Admin(String, #[source] io::Error),
     /// The access log cannot be opened.
-    #[error("cannot open the access log")]
-    AccessLog(#[source] io::Error),
+    #[error("cannot open the access log {0}")]
+    AccessLog(String, #[source] io::Error),
     /// Names of backends cannot be resolved at all.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -94,7 +94,7 @@ impl StartError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Bind { source, .. } | Self::Admin(_, source) => source.kind() == io::ErrorKind::AddrInUse,
-            Self::AccessLog(_)
+            Self::AccessLog(..)
             | Self::Resolve(_)
             | Self::Thread(_)
             | Self::Worker
@@ -196,7 +196,7 @@ impl Bound {
     ///
     /// # Errors
     /// What keeps it from starting. Once it serves, nothing ends it but a signal or a defect in a worker.
-    pub fn run(self) -> Result<(), StartError> {
+    pub fn run(self, hangup: Hangup) -> Result<(), StartError> {
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -205,8 +205,8 @@ impl Bound {
             .map_err(StartError::Thread)?;
         let registry = Arc::new(Registry::new()?);
         registry.gauge(&BUILD, &[env!("CARGO_PKG_VERSION")]).set(1.0);
-        let access_log =
-            AccessLog::open(&self.config.access_log, &registry).map_err(StartError::AccessLog)?;
+        let access_log = AccessLog::open(&self.config.access_log, &registry)
+            .map_err(|source| StartError::AccessLog(self.config.access_log.to.to_string(), source))?;
         let mut resolver = Resolver::new(&self.config.dns, &registry);
         let snapshot = Snapshot::new(&self.config, &mut resolver, &registry);
         resolver.start(control.handle())?;
@@ -219,7 +219,7 @@ impl Bound {
             failed: CancellationToken::new(),
             drained: AtomicBool::new(false),
         });
-        let result = self.serve(&control, &shared, &registry, &resolver, budget.pipes);
+        let result = self.serve(&control, &shared, &registry, &resolver, budget.pipes, hangup);
         drop(resolver);
         control.shutdown_timeout(Duration::from_millis(100));
         shared.access_log.flush();
@@ -233,6 +233,7 @@ impl Bound {
         registry: &Arc<Registry>,
         resolver: &Resolver,
         pipes: usize,
+        hangup: Hangup,
     ) -> Result<(), StartError> {
         let readiness = Arc::new(Readiness::default());
         // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
@@ -240,7 +241,8 @@ impl Bound {
         let patience = self.config.dns.timeout;
         let _ = control.block_on(async { tokio::time::timeout(patience, resolver.first_answers()).await });
         control.spawn(upkeep(Arc::clone(registry), Arc::clone(shared)));
-        let mut signals = control.block_on(async { drain::Signals::listen() }).map_err(StartError::Thread)?;
+        let mut signals =
+            control.block_on(async { drain::Signals::listen(hangup) }).map_err(StartError::Thread)?;
         if let Some(admin) = self.admin {
             let address = admin.address();
             let server = admin.serve(Arc::clone(registry), Arc::clone(&readiness));

@@ -153,6 +153,12 @@ fn admission(out: &mut String, limits: &Limits, from: IpAddr) -> bool {
 }
 
 fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'_>) {
+    if *query.preface == Preface::Other(Protocol::Silent) && !table.wants_silence(query.listener) {
+        let hello = config.timeouts.hello;
+        let _ =
+            writeln!(out, "result    no route is for silent clients: closed after {hello:?} (hello_timeout)");
+        return;
+    }
     let mut tried = String::new();
     let decision = table.find_traced(query, |step| trace(&mut tried, step));
     out.push_str(&tried);

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use http_body_util::Full;
@@ -19,8 +20,9 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use super::run::serve_with;
-use super::{Exit, report};
+use super::{Exit, complain, report};
 use crate::config::Config;
+use crate::drain::Hangup;
 use crate::server::Server;
 
 /// The servers' names, under `.test` so that they exist nowhere else (RFC 2606 §2).
@@ -64,16 +66,22 @@ impl Quickstart {
             runtime.spawn(backend(name, socket, acceptor));
             toml.push_str(&format!("\n[[route]]\nsni = \"{name}\"\nto  = \"{address}\"\n"));
         }
-        let config = match Config::parse(Path::new("quickstart.toml"), &toml) {
+        let mut config = match Config::parse(Path::new("quickstart.toml"), &toml) {
             Ok(config) => config,
             Err(errors) => return Ok(report(&errors)),
         };
-        Ok(serve_with(Server::bind(config, None), |bound| {
+        // Nobody's work depends on it.
+        config.timeouts.drain = Duration::from_secs(1);
+        let exit = serve_with(Server::bind(config, None), Hangup::Ends, |bound| {
             if let Some((_, address)) = bound.addresses().first() {
                 // Nobody to read it is no reason to stop.
                 let _ = introduce(*address, &ca_file, &toml);
             }
-        }))
+        });
+        if exit == Exit::Temporary {
+            complain("help: perhaps another one runs; `--listen 127.0.0.1:0` takes any free port");
+        }
+        Ok(exit)
     }
 }
 

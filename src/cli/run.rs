@@ -2,9 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use tracing::error;
-
 use super::{ConfigArg, Exit, complain, load};
+use crate::drain::Hangup;
 use crate::server::{Bound, Server, StartError};
 
 /// Arguments of `run`.
@@ -20,17 +19,21 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
         match load(&self.config) {
-            Ok(config) => Ok(serve_with(Server::bind(config, self.workers), |_| ())),
+            Ok(config) => Ok(serve_with(Server::bind(config, self.workers), Hangup::Ignored, |_| ())),
             Err(exit) => Ok(exit),
         }
     }
 }
 
 /// Serves what was bound to the end, after `started` was shown it; tells what kept it from starting.
-pub(super) fn serve_with(bound: Result<Bound, StartError>, started: impl FnOnce(&Bound)) -> Exit {
+pub(super) fn serve_with(
+    bound: Result<Bound, StartError>,
+    hangup: Hangup,
+    started: impl FnOnce(&Bound),
+) -> Exit {
     let result = bound.and_then(|bound| {
         started(&bound);
-        bound.run()
+        bound.run(hangup)
     });
     match result {
         Ok(()) => Exit::Done,
@@ -40,7 +43,8 @@ pub(super) fn serve_with(bound: Result<Bound, StartError>, started: impl FnOnce(
         }
         Err(start) => {
             let exit = if start.is_temporary() { Exit::Temporary } else { Exit::Failure };
-            error!(error = format!("{:#}", anyhow::Error::new(start)), "cannot start");
+            // Whatever the log is set to: who starts a program must learn why it did not.
+            complain(&format!("error: {:#}", anyhow::Error::new(start)));
             exit
         }
     }

@@ -265,7 +265,12 @@ impl<'a> Decoder<'a> {
             let message = format!("unknown key {}", quote(key.get_ref()));
             let error = ConfigError::new(ErrorKind::UnknownKey, message).at(&at);
             let names = || keys.iter().map(|key| key.name);
+            let top = super::file::File::KEYS.iter().any(|top| top.name == key.get_ref().as_ref());
             self.errors.push(match similar(key.get_ref(), names()) {
+                None if top => error.hint(format!(
+                    "`{}` belongs at the top of the file, before the first `[…]`",
+                    key.get_ref()
+                )),
                 Some(name) => error.hint(format!("did you mean `{name}`?")),
                 None if keys.len() <= MAX_LISTED => {
                     error.hint(format!("the keys here are {}", list(names())))

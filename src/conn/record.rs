@@ -294,6 +294,7 @@ fn logfmt(value: &serde_json::Value) -> String {
     for (key, value) in value.as_object().into_iter().flatten() {
         let text = match value {
             serde_json::Value::Null => continue,
+            serde_json::Value::Array(items) if items.is_empty() => continue,
             serde_json::Value::String(text) => text.clone(),
             serde_json::Value::Array(items) => {
                 items.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>().join(",")

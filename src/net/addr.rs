@@ -36,6 +36,9 @@ pub enum AddrError {
     /// No `:port` at the end.
     #[error("`{0}` has no port; write `{0}:443`")]
     NoPort(String),
+    /// Only a port.
+    #[error("`{0}` has no address; write `:{0}` for all addresses, or one before it: `127.0.0.1:{0}`")]
+    OnlyPort(u16),
     /// Something after the colon that is not a port.
     #[error("`{0}` is not a port; a port is a number from 1 to 65535")]
     BadPort(String),
@@ -50,7 +53,7 @@ pub enum AddrError {
     NameToListen(String),
     /// A scheme that says something this build cannot do to a backend.
     #[error(
-        "`{0}://` is not a scheme for a passthrough route; write `host:port`, `tcp://host:port` or `unix:/path`"
+        "`{0}://` has no meaning here: bytes are passed on as they are; write `host:port` or `unix:/path`"
     )]
     Scheme(String),
     /// `unix:` without an absolute path.
@@ -93,6 +96,9 @@ impl FromStr for ListenAddr {
         }
         if let Ok(socket) = text.parse() {
             return Ok(Self { socket, dual_stack: false });
+        }
+        if let Some((scheme, _)) = text.split_once("://") {
+            return Err(AddrError::Scheme(scheme.to_owned()));
         }
         let (host, port) = split_port(text)?;
         port.parse::<u16>().map_err(|_| AddrError::BadPort(port.to_owned()))?;
@@ -175,6 +181,12 @@ fn split_port(text: &str) -> Result<(&str, &str), AddrError> {
     if text.parse::<Ipv6Addr>().is_ok() {
         return Err(AddrError::Brackets(text.to_owned()));
     }
+    if let Ok(port) = text.parse() {
+        return Err(AddrError::OnlyPort(port));
+    }
+    if text.is_empty() || text.ends_with(']') {
+        return Err(AddrError::NoPort(text.to_owned()));
+    }
     text.rsplit_once(':').ok_or_else(|| AddrError::NoPort(text.to_owned()))
 }
 
@@ -205,7 +217,8 @@ mod tests {
         assert_eq!("127.0.0.1:0".parse::<ListenAddr>().unwrap().with_port(9).to_string(), "127.0.0.1:9");
         assert_eq!("localhost:443".parse::<ListenAddr>(), Err(AddrError::NameToListen("localhost".into())));
         assert_eq!(":70000".parse::<ListenAddr>(), Err(AddrError::BadPort("70000".into())));
-        assert_eq!("443".parse::<ListenAddr>(), Err(AddrError::NoPort("443".into())));
+        assert_eq!("443".parse::<ListenAddr>(), Err(AddrError::OnlyPort(443)));
+        assert_eq!("https://a:443".parse::<ListenAddr>(), Err(AddrError::Scheme("https".into())));
     }
 
     #[test]
@@ -220,6 +233,7 @@ mod tests {
         assert_eq!(parse("unix:/run/a.sock"), Ok(UpstreamAddr::Unix("/run/a.sock".into())));
         assert_eq!(parse("unix:a.sock"), Err(AddrError::RelativePath));
         assert_eq!(parse("app"), Err(AddrError::NoPort("app".into())));
+        assert_eq!(parse("[::1]"), Err(AddrError::NoPort("[::1]".into())));
         assert_eq!(parse("app:0"), Err(AddrError::BadPort("0".into())));
         assert_eq!(parse("10.0.0.1:0"), Err(AddrError::BadPort("0".into())));
         assert_eq!(parse("10.0.0.300:443"), Err(AddrError::BadHost("10.0.0.300".into())));

@@ -118,16 +118,22 @@ impl HelloReader {
     /// # Errors
     /// When no continuation can make the bytes a ClientHello.
     pub fn advance(&mut self, bytes: &[u8], max: usize) -> Result<Option<Assembled>, HelloError> {
+        // What is looked at first is also what comes first on the wire, so that the first thing wrong is the
+        // same however the bytes are cut.
         loop {
+            if self.next + RECORD_HEADER > max {
+                return Err(HelloError::TooLarge);
+            }
             let record = bytes.get(self.next..).unwrap_or_default();
-            let Some(len) = record_length(record)? else {
-                return if self.next + RECORD_HEADER > max { Err(HelloError::TooLarge) } else { Ok(None) };
-            };
+            let Some(len) = record_length(record)? else { return Ok(None) };
             let end = self.next + RECORD_HEADER + len;
+            if end > max {
+                return Err(HelloError::TooLarge);
+            }
             let body = record.get(RECORD_HEADER..).unwrap_or_default();
             let fragment = body.get(..len);
             let message = self.message_length(fragment.unwrap_or(body))?;
-            if end > max || message.is_some_and(|message| message > max) {
+            if message.is_some_and(|message| message > max) {
                 return Err(HelloError::TooLarge);
             }
             if message.is_some_and(|message| self.payload + len > message) {

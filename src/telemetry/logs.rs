@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::TryInitError;
 
@@ -24,6 +24,9 @@ pub enum LogError {
     /// The filter is not one.
     #[error("bad log filter")]
     Filter(#[from] ParseError),
+    /// A word that is neither a level nor `target=level`: taken for a target, it would silence all others.
+    #[error("`{0}` is not a log level; the levels are error, warn, info, debug, trace and off")]
+    Level(String),
     /// Its thread cannot be started.
     #[error("cannot start the log's thread")]
     Thread(#[from] io::Error),
@@ -51,6 +54,10 @@ impl Log {
 /// When the filter is malformed, no thread can be started, or when called twice.
 pub fn start(filter: &str, style: Option<LogStyle>) -> Result<Log, LogError> {
     use tracing_subscriber::util::SubscriberInitExt;
+    let words = filter.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains('='));
+    for word in words {
+        word.parse::<LevelFilter>().map_err(|_| LogError::Level(word.to_owned()))?;
+    }
     let terminal = io::stderr().is_terminal();
     let style = style.unwrap_or(if terminal { LogStyle::Text } else { LogStyle::Json });
     let queue = LineQueue::start("log", Box::new(io::stderr()), |_| ())?;

@@ -190,6 +190,21 @@ fn the_limit_counts_bytes_on_the_wire() {
     assert!(HelloReader::default().advance(&spread, spread.len()).unwrap().is_some());
 }
 
+/// Two things are wrong with these; which one is told must not depend on how they are cut.
+#[test]
+fn the_first_thing_wrong_is_told_however_the_bytes_are_cut() {
+    let long_and_no_hello = [22, 3, 1, 0x3f, 0xff, 0xff, 0xff];
+    let long_and_no_record = [in_records(&rustls_hello(None, &[], false), 1), vec![21; 5]].concat();
+    for (bytes, max) in [(long_and_no_hello.as_slice(), 16384), (&long_and_no_record, 600)] {
+        let whole = HelloReader::default().advance(bytes, max);
+        let mut reader = HelloReader::default();
+        let steps =
+            (0..=bytes.len()).map(|len| reader.advance(&bytes[..len], max)).find(|step| *step != Ok(None));
+        assert_eq!(steps, Some(whole.clone()));
+        assert_eq!(whole, Err(HelloError::TooLarge));
+    }
+}
+
 /// The hello with only the extensions that routing reads, so that another parser judges just those.
 fn reduced(message: &[u8]) -> Vec<u8> {
     let (_, contents) = parse_tls_handshake_client_hello(&message[HANDSHAKE_HEADER..]).unwrap();
