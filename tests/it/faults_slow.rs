@@ -50,12 +50,14 @@ fn a_thousand_slow_clients_are_closed_at_the_deadline() {
     ));
     let (addr, hello) = (proxy.addr(), to("canary.test"));
     assert_eq!(probe(addr, &hello), served("canary"), "warm up");
-    let (rss, fds) = (proxy.process.rss(), proxy.process.fds());
+    let (rss, sockets) = (proxy.process.rss(), proxy.process.sockets());
     let over = AtomicBool::new(false);
     let (closed, canary, grown) = std::thread::scope(|scope| {
         let canary = scope.spawn(|| canary(addr, &hello, &over));
         let memory = scope.spawn(|| {
-            wait_for("all slow clients to be accepted", || proxy.process.fds() >= fds + SILENT + SLOW);
+            wait_for("all slow clients to be accepted", || {
+                proxy.process.sockets() >= sockets + SILENT + SLOW
+            });
             proxy.process.rss().saturating_sub(rss)
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -85,7 +87,7 @@ fn a_thousand_slow_clients_are_closed_at_the_deadline() {
     assert_eq!((&line["cause"], &line["stage"]), (&"client_timeout".into(), &"peek".into()));
     let refused = (SILENT + SLOW) as f64;
     proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "hello_timeout")], refused);
-    wait_for("descriptors to be given back", || proxy.process.fds() <= fds + 4);
+    wait_for("sockets to be given back", || proxy.process.sockets() <= sockets + 4);
     proxy.assert_sound();
 }
 

@@ -120,7 +120,7 @@ fn aborted_transfers_leave_no_byte_for_later_ones() {
     let backend = Backend::tagged("echo");
     let mut proxy = proxy_to(&backend);
     let hello = to("relay.test");
-    let fds = proxy.process.fds();
+    let sockets = proxy.process.sockets();
     in_parallel(32, 1000, |id| {
         let mut stream = connect(proxy.addr());
         stream.write_all(&hello).unwrap();
@@ -145,7 +145,7 @@ fn aborted_transfers_leave_no_byte_for_later_ones() {
             "foreign or lost bytes in transfer {id}"
         );
     });
-    crate::support::wait_for("descriptors to be given back", || proxy.process.fds() <= fds + 4);
+    crate::support::wait_for("sockets to be given back", || proxy.process.sockets() <= sockets + 4);
     proxy.assert_sound();
 }
 

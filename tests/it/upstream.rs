@@ -139,14 +139,15 @@ fn behind_a_black_hole_the_next_backend_serves() {
 fn a_client_that_gives_up_while_the_proxy_connects_leaves_nothing_behind() {
     let (_listener, _fillers, hole) = black_hole();
     let mut proxy = proxy_to(&format!("'{hole}'"), "timeouts = { connect = '1s' }");
-    let fds = proxy.process.fds();
+    let sockets = proxy.process.sockets();
     for _ in 0..20 {
         let mut stream = crate::support::client::connect(proxy.addr());
         std::io::Write::write_all(&mut stream, &to("a.test")).unwrap();
         crate::support::client::reset(stream);
     }
-    crate::support::wait_for("descriptors to be given back", || {
-        proxy.process.fds() <= fds && proxy.metrics().sum("portcullis_connections_active", &[]).abs() < 0.5
+    crate::support::wait_for("sockets to be given back", || {
+        proxy.process.sockets() <= sockets
+            && proxy.metrics().sum("portcullis_connections_active", &[]).abs() < 0.5
     });
     proxy.assert_sound();
 }

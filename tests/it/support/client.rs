@@ -101,18 +101,29 @@ pub(crate) fn read_while(stream: &mut TcpStream, quiet: Duration, more: impl Fn(
 /// Sends `chunks` one by one with a short pause between them, then FIN, and reads the whole answer.
 pub(crate) fn exchange(addr: SocketAddr, chunks: &[&[u8]]) -> Reply {
     let mut stream = connect(addr);
+    let mut written = Ok(());
     for (index, chunk) in chunks.iter().enumerate() {
         if index > 0 {
             // Nothing tells a client that its peer has read: the pause makes two reads of two segments.
             std::thread::sleep(Duration::from_millis(2));
         }
-        if stream.write_all(chunk).is_err() {
+        written = stream.write_all(chunk);
+        if written.is_err() {
             break;
         }
     }
     // Fails when the proxy has reset the connection already; the read tells.
     let _ = stream.shutdown(Shutdown::Write);
-    read_to_end(&mut stream, SOON)
+    end_told_by(&written, read_to_end(&mut stream, SOON))
+}
+
+/// A reset is told once: when the write got to know of it, the read after it sees the end of the stream.
+fn end_told_by(written: &io::Result<()>, mut reply: Reply) -> Reply {
+    let reset = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+    if reset && reply.end == End::Eof {
+        reply.end = End::Reset;
+    }
+    reply
 }
 
 /// Sends `bytes`, stays open, and says what became of the connection within ten seconds.
@@ -131,9 +142,9 @@ pub(crate) fn probe_from(source: Ipv4Addr, addr: SocketAddr, bytes: &[u8]) -> Ou
 
 /// Sends `bytes` on an open connection and says what became of it.
 pub(crate) fn outcome(stream: &mut TcpStream, bytes: &[u8], quiet: Duration) -> Outcome {
-    // Fails on connections refused at accept; the read tells.
-    let _ = stream.write_all(bytes);
-    let reply = read_while(stream, quiet, |bytes| tag(bytes).is_none());
+    // Fails on connections refused at accept.
+    let written = stream.write_all(bytes);
+    let reply = end_told_by(&written, read_while(stream, quiet, |bytes| tag(bytes).is_none()));
     match (tag(&reply.bytes), reply.end, reply.bytes.as_slice()) {
         (Some(tag), _, _) => Outcome::Served(tag),
         (None, End::Eof, []) => Outcome::Closed,
