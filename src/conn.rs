@@ -2,12 +2,14 @@
 //!
 //! Each stage takes what the one before it gives; `serve` is the whole path.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
 use crate::config::{ActionConfig, RejectWith};
+use crate::net::Timer;
 use crate::peek::Preface;
 use crate::route::{Decision, Query};
 use crate::snapshot::Snapshot;
@@ -25,35 +27,39 @@ pub use accept::accept_loop;
 use context::Accepted;
 pub use context::{Context, ListenerContext, Shared};
 use metrics::Action;
-use passthrough::Established;
+use passthrough::{Client, Established};
 use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
 
 /// Serves one admitted connection to its end and tells of it.
 pub(crate) async fn serve(accepted: Box<Accepted>, cx: Rc<Context>) {
+    let mut timer = cx.timers.timer();
     let mut record = ConnRecord::open(&accepted, Rc::clone(&cx));
     // What only the first moments need is in a box of its own, freed before the relay, which may last for days.
-    let termination = match Box::pin(establish(accepted, &cx, &mut record)).await {
-        Ok(mut established) => passthrough::run(&mut established, &record, &cx).await,
-        Err(ended) => ended,
+    let mut established = match Box::pin(establish(accepted, &cx, &mut record, &mut timer)).await {
+        Ok(established) => established,
+        Err(ended) => return record.finish(ended),
     };
+    let termination = poll_fn(|task| established.poll(task, &record, &mut timer)).await;
+    drop(established);
     record.finish(termination);
 }
 
 /// Peeks, routes and connects; refuses what comes to nothing.
-async fn establish(
+async fn establish<'a>(
     accepted: Box<Accepted>,
-    cx: &Context,
+    cx: &'a Context,
     record: &mut ConnRecord,
-) -> Result<Established, Termination> {
+    timer: &mut Timer<'_>,
+) -> Result<Established<'a>, Termination> {
     let Accepted { socket, at, listener, mut permit, live, .. } = *accepted;
-    let stream = TcpStream::from_std(socket).map_err(|error| Termination::from_register(&error))?;
+    let mut stream = TcpStream::from_std(socket).map_err(|error| Termination::from_register(&error))?;
     let snapshot = cx.shared.snapshot.load_full();
-    let limits = peek::Limits::new(&snapshot, listener.index, at);
-    let mut bytes = Vec::new();
-    let peeked = peek::read_preface(&stream, &mut bytes, &cx.scratch, limits).await;
-    record.received(&bytes);
+    let limits = peek::Limits::new(&snapshot, listener.index, timer.now());
+    let mut said = Vec::new();
+    let peeked = peek::read_preface(&mut stream, &mut said, &cx.scratch, limits, timer).await;
+    record.received(&said);
     let preface = match peeked {
         Ok(preface) => preface,
         Err(error) => {
@@ -61,7 +67,7 @@ async fn establish(
             if error.is_refused() {
                 record.refused();
             }
-            refuse::refuse(stream, error.refusal(), record, &cx.scratch).await;
+            refuse::refuse(stream, error.refusal(), record, &cx.scratch, timer).await;
             return Err(error.into());
         }
     };
@@ -71,12 +77,12 @@ async fn establish(
     let tls = preface.hello().is_some();
     match route(&snapshot, &preface, &listener.name, record) {
         Routed::To(index) => {
-            let ends = passthrough::connect(stream, tls, &snapshot, index, record, cx).await?;
-            Ok(Established { ends, prefix: bytes.into(), _counted: (permit, live) })
+            let client = Client { stream, said, tls, counted: (permit, live) };
+            passthrough::connect(client, &snapshot, index, record, cx, timer).await
         }
         Routed::Refuse(with, termination) => {
             listener.metrics.rejected(termination.reason);
-            refuse::refuse(stream, Refusal::new(with, tls), record, &cx.scratch).await;
+            refuse::refuse(stream, Refusal::new(with, tls), record, &cx.scratch, timer).await;
             Err(termination)
         }
     }
@@ -121,6 +127,6 @@ mod tests {
     #[test]
     fn the_future_of_a_connection_is_small() {
         let size = output_size(serve);
-        assert!(size <= 1088, "{size} bytes");
+        assert!(size <= 592, "{size} bytes");
     }
 }

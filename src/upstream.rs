@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram};
-use tokio::time::{Instant, timeout_at};
 
 use crate::config::PassthroughConfig;
-use crate::net::{Upstream as Stream, UpstreamAddr, connect_tcp, connect_unix};
+use crate::net::{Moment, Timer, Upstream as Stream, UpstreamAddr, connect_tcp, connect_unix};
 use crate::telemetry::{Family, Registry};
 
 mod resolve;
@@ -69,10 +68,23 @@ enum Target {
 pub struct UpstreamConn {
     /// The stream.
     pub stream: Stream,
+    /// How much of the first bytes it has taken.
+    pub sent: usize,
     /// The name of the endpoint.
     pub endpoint: Arc<str>,
     /// How long it took, failed attempts included.
     pub took: Duration,
+}
+
+/// What the attempts to connect of one connection have in common.
+struct Attempts<'a, 't> {
+    /// What the client has said already.
+    first: &'a [u8],
+    /// How long one may take.
+    limit: Duration,
+    /// When all of them end.
+    budget: Moment,
+    timer: &'a mut Timer<'t>,
 }
 
 /// No endpoint could be connected to.
@@ -130,27 +142,28 @@ impl Upstream {
         }
     }
 
-    /// Connects to the next endpoint in turn; when that fails, to the one after it, until each was tried
-    /// once or the time for all attempts is over. Cancel safe.
+    /// Connects to the next endpoint in turn and sends what it takes at once of `first`; when that fails, to
+    /// the one after it, until each was tried once or the time for all attempts is over. Cancel safe.
     ///
     /// # Errors
-    /// The failure of the last attempt.
-    pub async fn connect(&self) -> Result<UpstreamConn, ConnectFailure> {
+    /// The failure of the last attempt. No backend has taken anything then.
+    pub async fn connect(&self, first: &[u8], timer: &mut Timer<'_>) -> Result<UpstreamConn, ConnectFailure> {
         let start = Instant::now();
-        let budget = start + self.connect_timeout * BUDGET_FACTOR;
+        let budget = timer.now() + self.connect_timeout * BUDGET_FACTOR;
+        let mut attempts = Attempts { first, limit: self.connect_timeout, budget, timer };
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.endpoints.len();
         let mut last = ConnectFailure { error: ConnectError::NoEndpoint, endpoint: None };
         for endpoint in self.endpoints.iter().cycle().skip(turn % count.max(1)).take(count) {
-            match endpoint.connect(turn / count, self.connect_timeout, budget).await {
-                Ok(stream) => {
+            match endpoint.connect(turn / count, &mut attempts).await {
+                Ok((stream, sent)) => {
                     let took = start.elapsed();
                     self.connect_time.record(took);
-                    return Ok(UpstreamConn { stream, endpoint: Arc::clone(&endpoint.name), took });
+                    return Ok(UpstreamConn { stream, sent, endpoint: Arc::clone(&endpoint.name), took });
                 }
                 Err(error) => last = ConnectFailure { error, endpoint: Some(Arc::clone(&endpoint.name)) },
             }
-            if Instant::now() >= budget {
+            if attempts.are_over() {
                 break;
             }
         }
@@ -158,23 +171,37 @@ impl Upstream {
     }
 }
 
+impl Attempts<'_, '_> {
+    fn are_over(&self) -> bool {
+        self.timer.now() >= self.budget
+    }
+}
+
 impl Endpoint {
     /// Tries the addresses of the endpoint, beginning with the `turn`th.
-    async fn connect(&self, turn: usize, limit: Duration, budget: Instant) -> Result<Stream, ConnectError> {
-        let attempt_until = || budget.min(Instant::now() + limit);
+    async fn connect(
+        &self,
+        turn: usize,
+        attempts: &mut Attempts<'_, '_>,
+    ) -> Result<(Stream, usize), ConnectError> {
+        let first = attempts.first;
         match &self.target {
-            Target::Ip(addr) => self.attempt(connect_tcp(*addr), attempt_until()).await,
-            Target::Unix(path) => self.attempt(connect_unix(path), attempt_until()).await,
+            Target::Ip(addr) => self.attempt(connect_tcp(*addr, first), attempts).await,
+            Target::Unix(path) => {
+                let stream = async { Ok((connect_unix(path).await?, 0)) };
+                self.attempt(stream, attempts).await
+            }
             Target::Name(name, port) => {
                 let addresses = name.addresses();
                 let count = addresses.len();
                 let mut last = ConnectError::NoEndpoint;
                 for ip in addresses.iter().cycle().skip(turn % count.max(1)).take(count) {
-                    match self.attempt(connect_tcp(SocketAddr::new(*ip, *port)), attempt_until()).await {
-                        Ok(stream) => return Ok(stream),
+                    let addr = SocketAddr::new(*ip, *port);
+                    match self.attempt(connect_tcp(addr, first), attempts).await {
+                        Ok(connected) => return Ok(connected),
                         Err(error) => last = error,
                     }
-                    if Instant::now() >= budget {
+                    if attempts.are_over() {
                         break;
                     }
                 }
@@ -188,13 +215,14 @@ impl Endpoint {
 
     async fn attempt(
         &self,
-        connect: impl Future<Output = io::Result<Stream>>,
-        until: Instant,
-    ) -> Result<Stream, ConnectError> {
-        let result = match timeout_at(until, connect).await {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(ConnectError::from_io(error)),
-            Err(_) => Err(ConnectError::Timeout),
+        connect: impl Future<Output = io::Result<(Stream, usize)>>,
+        attempts: &mut Attempts<'_, '_>,
+    ) -> Result<(Stream, usize), ConnectError> {
+        let until = attempts.budget.min(attempts.timer.now() + attempts.limit);
+        let result = match attempts.timer.timeout_at(until, connect).await {
+            Some(Ok(connected)) => Ok(connected),
+            Some(Err(error)) => Err(ConnectError::from_io(error)),
+            None => Err(ConnectError::Timeout),
         };
         match &result {
             Ok(_) => self.connects.increment(1),

@@ -104,6 +104,8 @@ fn work(
         Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
     let cx = Rc::new(Context::new(Arc::clone(&shared), id, pipes));
     runtime.block_on(async {
+        let clock = Rc::clone(&cx);
+        tokio::task::spawn_local(async move { clock.timers.run().await });
         let mut loops = JoinSet::new();
         for WorkerSocket { socket, listener, name } in sockets {
             let listener = Rc::new(ListenerContext::new(listener, &name, registry));

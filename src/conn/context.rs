@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::ListenerMetrics;
 use crate::guard::{ConnPermit, Guard};
-use crate::net::Scratch;
+use crate::net::{Scratch, Timers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Registry};
 
@@ -39,6 +39,8 @@ pub struct Shared {
 pub struct Context {
     /// What all workers share.
     pub shared: Arc<Shared>,
+    /// Their deadlines; the worker keeps them going.
+    pub timers: Timers,
     pub(super) scratch: Scratch,
     live: Cell<usize>,
     all_gone: Notify,
@@ -83,6 +85,7 @@ impl Context {
     pub fn new(shared: Arc<Shared>, worker: u16, pipes: usize) -> Self {
         Self {
             shared,
+            timers: Timers::new(),
             scratch: Scratch::new(pipes),
             live: Cell::new(0),
             all_gone: Notify::new(),

@@ -1,6 +1,7 @@
 //! Passing a connection through to a backend, untouched.
 
 use std::error::Error;
+use std::task::{self, Poll, ready};
 
 use tokio::net::TcpStream;
 use tracing::{debug, warn};
@@ -10,47 +11,60 @@ use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::{Cause, Stage, Termination};
 use crate::guard::ConnPermit;
-use crate::net::{IdleLimits, RelayEnd, Upstream, relay, reset_on_close};
+use crate::net::{Direction, Meter, Relay, RelayEnd, Timer, Upstream, reset_on_close};
 use crate::route::RouteId;
 use crate::snapshot::Snapshot;
 use crate::upstream::{ConnectError, ConnectFailure};
 
 /// A connection with its backend.
-pub(super) struct Established {
-    pub(super) ends: Ends,
-    /// What the client has sent already.
-    pub(super) prefix: Box<[u8]>,
+pub(super) struct Established<'a> {
+    ends: Ends,
+    relay: Relay<'a>,
     /// What it counts for, until dropped.
-    pub(super) _counted: (ConnPermit, Live),
+    _counted: (ConnPermit, Live),
 }
 
 /// Both ends of a relay. Unless each has got all that there was, closing resets them: nobody must take a
 /// broken stream for a whole one, least of all when the relay is dropped in the middle of it.
-pub(super) struct Ends {
+struct Ends {
     client: TcpStream,
     upstream: Upstream,
-    idle: IdleLimits,
     whole: bool,
 }
 
+/// A client that is to be passed through.
+pub(super) struct Client {
+    pub(super) stream: TcpStream,
+    /// What it has sent already.
+    pub(super) said: Vec<u8>,
+    pub(super) tls: bool,
+    /// What its connection counts for.
+    pub(super) counted: (ConnPermit, Live),
+}
+
 /// Connects to a backend of the route, or tells the client that there is none.
-pub(super) async fn connect(
-    client: TcpStream,
-    tls: bool,
+pub(super) async fn connect<'a>(
+    client: Client,
     snapshot: &Snapshot,
     route: RouteId,
     record: &mut ConnRecord,
-    cx: &Context,
-) -> Result<Ends, Termination> {
+    cx: &'a Context,
+    timer: &mut Timer<'_>,
+) -> Result<Established<'a>, Termination> {
+    let Client { stream, said, tls, counted } = client;
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.
         return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
     };
     record.connecting();
-    match backends.upstream.connect().await {
+    match backends.upstream.connect(&said, timer).await {
         Ok(connection) => {
             record.connected(connection.endpoint, connection.took);
-            Ok(Ends { client, upstream: connection.stream, idle: backends.idle, whole: false })
+            record.meter().written(Direction::Up, connection.sent, false);
+            let left = said.get(connection.sent..).unwrap_or_default().into();
+            let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now());
+            let ends = Ends { client: stream, upstream: connection.stream, whole: false };
+            Ok(Established { ends, relay, _counted: counted })
         }
         Err(ConnectFailure { error, endpoint }) => {
             let source = error.source().map(ToString::to_string);
@@ -63,23 +77,29 @@ pub(super) async fn connect(
             }
             record.tried(endpoint);
             let refusal = if tls { Refusal::Alert(alert::INTERNAL_ERROR) } else { Refusal::Close };
-            refuse(client, refusal, record, &cx.scratch).await;
+            refuse(stream, refusal, record, &cx.scratch, timer).await;
             Err(Termination::from(&error))
         }
     }
 }
 
-/// Relays until the end. The connection is borrowed: moved in, it would take its room in the future twice.
-pub(super) async fn run(established: &mut Established, record: &ConnRecord, cx: &Context) -> Termination {
-    let prefix = std::mem::take(&mut established.prefix);
-    let Ends { client, upstream, idle, whole } = &mut established.ends;
-    let end = relay(client, upstream, prefix, &cx.scratch, idle, &record.meter()).await;
-    *whole = match &end {
-        RelayEnd::Done => true,
-        RelayEnd::Fault(fault) => fault.delivered,
-        RelayEnd::Idle { stalled, .. } => stalled.is_none(),
-    };
-    Termination::from(&end)
+impl Established<'_> {
+    /// Relays until the end.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut task::Context<'_>,
+        record: &ConnRecord,
+        timer: &mut Timer<'_>,
+    ) -> Poll<Termination> {
+        let Ends { client, upstream, whole } = &mut self.ends;
+        let end = ready!(self.relay.poll(cx, client, upstream, timer, &record.meter()));
+        *whole = match &end {
+            RelayEnd::Done => true,
+            RelayEnd::Fault(fault) => fault.delivered,
+            RelayEnd::Idle { stalled, .. } => stalled.is_none(),
+        };
+        Poll::Ready(Termination::from(&end))
+    }
 }
 
 impl Drop for Ends {

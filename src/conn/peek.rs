@@ -1,13 +1,14 @@
 //! Reading the first bytes of a connection until it is known what it is.
 
-use std::io;
-use std::time::Instant;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout_at;
 
 use super::refuse::{Refusal, alert};
-use crate::net::Scratch;
+use crate::net::{Moment, Scratch, Timer};
 use crate::peek::{Detector, HelloError, Preface, Protocol};
 use crate::snapshot::Snapshot;
 
@@ -15,9 +16,9 @@ use crate::snapshot::Snapshot;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     max_hello: usize,
-    hello_by: Instant,
+    hello_by: Moment,
     /// When a client that has sent nothing counts as silent; `None` when no route is for such clients.
-    silent_at: Option<Instant>,
+    silent_at: Option<Moment>,
 }
 
 /// Why no preface came of it.
@@ -34,7 +35,7 @@ pub(super) enum PeekError {
 }
 
 impl Limits {
-    pub(super) fn new(snapshot: &Snapshot, listener: usize, accepted: Instant) -> Self {
+    pub(super) fn new(snapshot: &Snapshot, listener: usize, accepted: Moment) -> Self {
         let hello_by = accepted + snapshot.timeouts.hello;
         let silent_at = snapshot.silent_after(listener).map(|silent| hello_by.min(accepted + silent));
         Self { max_hello: snapshot.max_hello, hello_by, silent_at }
@@ -45,53 +46,49 @@ impl Limits {
 /// with it, to be passed on first. The deadline is absolute: bytes do not renew it. Nothing is held for a
 /// client that has sent nothing.
 pub(super) async fn read_preface(
-    stream: &TcpStream,
+    stream: &mut TcpStream,
     bytes: &mut Vec<u8>,
     scratch: &Scratch,
     limits: Limits,
+    timer: &mut Timer<'_>,
 ) -> Result<Preface, PeekError> {
     let mut detector = Detector::new(limits.max_hello);
     loop {
         let until = limits.silent_at.filter(|_| bytes.is_empty()).unwrap_or(limits.hello_by);
-        match timeout_at(until.into(), stream.readable()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(PeekError::Reset),
-            Err(_) if bytes.is_empty() && limits.silent_at.is_some() => {
+        let read = poll_fn(|cx| scratch.with(|scratch| poll_once(cx, stream, scratch, bytes, limits)));
+        match timer.timeout_at(until, read).await {
+            Some(read) => read?,
+            None if bytes.is_empty() && limits.silent_at.is_some() => {
                 return Ok(Preface::Other(Protocol::Silent));
             }
-            Err(_) => return Err(PeekError::Timeout),
+            None => return Err(PeekError::Timeout),
         }
-        if let Some(preface) =
-            scratch.with(|scratch| read_once(stream, scratch, bytes, &mut detector, limits))?
-        {
+        if let Some(preface) = detector.advance(bytes).map_err(PeekError::Hello)? {
             return Ok(preface);
         }
     }
 }
 
 /// Reads what is there, up to what a hello may take in all.
-fn read_once(
-    stream: &TcpStream,
+fn poll_once(
+    cx: &mut Context<'_>,
+    stream: &mut TcpStream,
     scratch: &mut [u8],
     bytes: &mut Vec<u8>,
-    detector: &mut Detector,
     limits: Limits,
-) -> Result<Option<Preface>, PeekError> {
+) -> Poll<Result<(), PeekError>> {
     let room = limits.max_hello.saturating_sub(bytes.len()).clamp(1, scratch.len());
-    let buf = scratch.get_mut(..room).unwrap_or_default();
-    match stream.try_read(buf) {
-        Ok(0) => Err(PeekError::Closed),
-        Ok(n) => {
-            if bytes.is_empty() {
-                // Most hellos come whole; others grow by doubling, so that many small reads stay cheap.
-                bytes.reserve_exact(n);
-            }
-            bytes.extend_from_slice(buf.get(..n).unwrap_or_default());
-            detector.advance(bytes).map_err(PeekError::Hello)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(_) => Err(PeekError::Reset),
+    let mut buf = ReadBuf::new(scratch.get_mut(..room).unwrap_or_default());
+    ready!(Pin::new(stream).poll_read(cx, &mut buf)).map_err(|_| PeekError::Reset)?;
+    if buf.filled().is_empty() {
+        return Poll::Ready(Err(PeekError::Closed));
     }
+    if bytes.is_empty() {
+        // Most hellos come whole; others grow by doubling, so that many small reads stay cheap.
+        bytes.reserve_exact(buf.filled().len());
+    }
+    bytes.extend_from_slice(buf.filled());
+    Poll::Ready(Ok(()))
 }
 
 impl PeekError {

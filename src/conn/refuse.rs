@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use super::record::ConnRecord;
 use crate::config::RejectWith;
-use crate::net::{Direction, Meter, Scratch, hide_close, reset_on_close};
+use crate::net::{Direction, Meter, Scratch, Timer, hide_close, reset_on_close};
 
 /// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
 /// would reset the connection and take the alert away before it is read.
@@ -50,12 +49,19 @@ impl Refusal {
 }
 
 /// Refuses the connection; takes at most a second.
-pub(super) async fn refuse(stream: TcpStream, refusal: Refusal, record: &ConnRecord, scratch: &Scratch) {
+pub(super) async fn refuse(
+    stream: TcpStream,
+    refusal: Refusal,
+    record: &ConnRecord,
+    scratch: &Scratch,
+    timer: &mut Timer<'_>,
+) {
     match refusal {
         Refusal::Alert(description) => {
             // A record of type alert, version 1.2 as before any negotiation, level fatal (RFC 8446 §5.1).
             let alert = [21, 3, 3, 0, 2, 2, description];
-            let _ = timeout(LINGER.0, say_and_linger(stream, &alert, record, scratch)).await;
+            let until = timer.now() + LINGER.0;
+            let _ = timer.timeout_at(until, say_and_linger(stream, &alert, record, scratch)).await;
         }
         Refusal::Close => {}
         Refusal::Reset => reset_on_close(&stream),

@@ -22,7 +22,7 @@ pub fn bind(addr: ListenAddr) -> io::Result<TcpListener> {
     let (socket, addr) = open(addr)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
-    sockopt::relayed(SockRef::from(&socket))?;
+    sockopt::listening(SockRef::from(&socket))?;
     socket.bind(&addr.into())?;
     socket.listen(sockopt::BACKLOG.cast_signed())?;
     Ok(socket.into())

@@ -5,16 +5,14 @@
 //! ends both.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until};
 
 use super::pipe::{Filled, Pipe, PipePool};
+use super::timer::{Moment, Timer};
 
 mod flow;
 
@@ -25,6 +23,9 @@ const SCRATCH: usize = 64 * 1024;
 /// How often a source is looked at that is not read because its destination is slow: its failure would
 /// otherwise go unnoticed until the idle limit.
 const STALL_CHECK: Duration = Duration::from_secs(5);
+/// After this a relay counts as lasting, and the kernel is asked to look after its connections. Most end
+/// before, and never pay for it.
+const LASTING: Duration = Duration::from_secs(30);
 
 /// What all relays of a thread share: the buffer that they read into, and the pipes that they splice through.
 #[derive(Debug)]
@@ -103,6 +104,8 @@ pub trait Conduit: AsyncRead + AsyncWrite + Unpin {
     fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
     /// Why the connection has failed, if it has; told once.
     fn take_error(&self) -> Option<io::Error>;
+    /// The connection lasts: from now on its peer is to be probed while nothing passes.
+    fn keep_alive(&self) {}
 }
 
 impl Scratch {
@@ -117,83 +120,89 @@ impl Scratch {
     }
 }
 
-/// Relays between `client` and `upstream` until both directions have ended, one connection has failed, or
-/// nothing passes any more. `prefix` are bytes that the client sent already; they go first.
+/// A relay between a client and a backend until both directions have ended, one connection has failed, or
+/// nothing passes any more.
 ///
 /// Both connections are left open: how they are closed is the caller's choice and follows from the end.
-pub async fn relay<C, U>(
-    client: &mut C,
-    upstream: &mut U,
-    prefix: Box<[u8]>,
-    scratch: &Scratch,
-    limits: &IdleLimits,
-    meter: &impl Meter,
-) -> RelayEnd
-where
-    C: Conduit,
-    U: Conduit,
-{
-    let mut up = Flow::new(Direction::Up, prefix, scratch);
-    let mut down = Flow::new(Direction::Down, Box::default(), scratch);
-    let mut clock = IdleClock { limits, active: Instant::now(), checked: None };
-    let mut timer = pin!(sleep_until(clock.active + limits.open));
-    // Borrows what it works on: moved into the closure, all of it would take its room in the future twice.
-    poll_fn(|cx| {
-        let upward = up.poll(cx, client, upstream, meter, down.as_opposite());
-        let downward = down.poll(cx, upstream, client, meter, up.as_opposite());
-        if upward || downward {
-            clock.active = Instant::now();
-        }
-        loop {
-            if let Some(end) = finished(&mut up, &mut down) {
-                return Poll::Ready(end);
-            }
-            let half_closed = [&up, &down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction());
-            let deadline = clock.deadline(half_closed.is_some());
-            let wake = clock.wake(deadline, up.is_stalled() || down.is_stalled());
-            // The timer is only ever late, and moved when it fires; earlier when it must.
-            if wake < timer.deadline() {
-                timer.as_mut().reset(wake);
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if timer.deadline() >= deadline {
-                let stalled = [&up, &down].iter().find(|flow| flow.is_stalled()).map(|flow| flow.direction());
-                return Poll::Ready(RelayEnd::Idle { half_closed, stalled });
-            }
-            if timer.deadline() >= wake {
-                clock.checked = Some(timer.deadline());
-                up.notice_failure(client, down.as_opposite());
-                down.notice_failure(upstream, up.as_opposite());
-            }
-            let wake = clock.wake(deadline, up.is_stalled() || down.is_stalled());
-            timer.as_mut().reset(wake);
-        }
-    })
-    .await
+#[derive(Debug)]
+pub struct Relay<'a> {
+    up: Flow<'a>,
+    down: Flow<'a>,
+    clock: IdleClock,
 }
 
 /// When a relay is over for want of bytes, and when it is to be looked at before that.
-struct IdleClock<'a> {
-    limits: &'a IdleLimits,
+#[derive(Debug)]
+struct IdleClock {
+    limits: IdleLimits,
     /// When a byte passed last.
-    active: Instant,
-    /// When a stalled source was looked at last.
-    checked: Option<Instant>,
+    active: Moment,
+    /// When the relay was looked at last.
+    looked: Moment,
+    /// When the relay begins to last; `NEVER` once it does.
+    lasts: Moment,
 }
 
-impl IdleClock<'_> {
-    fn deadline(&self, half_closed: bool) -> Instant {
+impl<'a> Relay<'a> {
+    /// A relay that begins now. `prefix` are bytes that the client sent already; they go first.
+    pub fn new(prefix: Box<[u8]>, scratch: &'a Scratch, limits: IdleLimits, now: Moment) -> Self {
+        let clock = IdleClock { limits, active: now, looked: now, lasts: now + LASTING };
+        let up = Flow::new(Direction::Up, prefix, scratch);
+        Self { up, down: Flow::new(Direction::Down, Box::default(), scratch), clock }
+    }
+
+    /// Moves what can be moved. It is for one task, always with the same two connections.
+    pub fn poll<C, U>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut C,
+        upstream: &mut U,
+        timer: &mut Timer<'_>,
+        meter: &impl Meter,
+    ) -> Poll<RelayEnd>
+    where
+        C: Conduit,
+        U: Conduit,
+    {
+        let Self { up, down, clock } = self;
+        let upward = up.poll(cx, client, upstream, meter, down.as_opposite());
+        let downward = down.poll(cx, upstream, client, meter, up.as_opposite());
+        if upward || downward {
+            clock.active = timer.now();
+        }
+        loop {
+            if let Some(end) = finished(up, down) {
+                return Poll::Ready(end);
+            }
+            let half_closed = [&*up, down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction());
+            let stalled = [&*up, down].iter().find(|flow| flow.is_stalled()).map(|flow| flow.direction());
+            let deadline = clock.deadline(half_closed.is_some());
+            if timer.poll(cx, clock.wake(deadline, stalled.is_some())).is_pending() {
+                return Poll::Pending;
+            }
+            let now = timer.now();
+            if now >= deadline {
+                return Poll::Ready(RelayEnd::Idle { half_closed, stalled });
+            }
+            clock.looked = now;
+            if now >= clock.lasts {
+                clock.lasts = Moment::NEVER;
+                upstream.keep_alive();
+            }
+            up.notice_failure(client, down.as_opposite());
+            down.notice_failure(upstream, up.as_opposite());
+        }
+    }
+}
+
+impl IdleClock {
+    fn deadline(&self, half_closed: bool) -> Moment {
         self.active + if half_closed { self.limits.half_closed } else { self.limits.open }
     }
 
-    fn wake(&self, deadline: Instant, stalled: bool) -> Instant {
-        if stalled {
-            deadline.min(self.checked.unwrap_or(self.active).max(self.active) + STALL_CHECK)
-        } else {
-            deadline
-        }
+    fn wake(&self, deadline: Moment, stalled: bool) -> Moment {
+        let stall = if stalled { self.looked.max(self.active) + STALL_CHECK } else { Moment::NEVER };
+        deadline.min(stall).min(self.lasts)
     }
 }
 

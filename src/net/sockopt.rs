@@ -19,11 +19,19 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// Options of a relayed connection. Set on a listener, accepted sockets inherit them, so that a connection
-/// costs no system call for them.
-pub(super) fn relayed(socket: SockRef<'_>) -> io::Result<()> {
-    // Small messages of both sides pass at once; the endpoints decide about batching.
-    socket.set_tcp_nodelay(true)?;
+/// Options of the connections that a listener accepts: they inherit them, so that none costs a system call.
+pub(super) fn listening(socket: SockRef<'_>) -> io::Result<()> {
+    undelayed(&socket)?;
+    keep_alive(&socket)
+}
+
+/// Small messages of both sides pass at once; the endpoints decide about batching.
+pub(super) fn undelayed(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)
+}
+
+/// The kernel probes the peer while nothing passes.
+pub(super) fn keep_alive(socket: &SockRef<'_>) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))
 }
@@ -54,7 +62,7 @@ mod tests {
     #[test]
     fn no_time_limit_but_the_configured_ones_ends_a_stalled_connection() {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        relayed(SockRef::from(&socket)).unwrap();
+        listening(SockRef::from(&socket)).unwrap();
         assert_eq!(socket.tcp_user_timeout().unwrap(), None);
         assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
     }

@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll, ready};
 
-use socket2::SockRef;
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::pipe::{Filled, Pipe};
 use super::relay::Conduit;
@@ -24,20 +27,75 @@ pub enum Upstream {
     Unix(UnixStream),
 }
 
-/// Connects over TCP. Cancel safe: dropping the future closes the socket.
+/// Connects over TCP and sends what is `first` for the backend, or a part of it; says how much. Cancel
+/// safe: dropping the future closes the socket.
 ///
 /// # Errors
-/// What the kernel says about the socket or the connection; `ConnectionRefused` also when nobody listened
-/// and the kernel chose the very port of `addr` for this end, so that the socket met itself (RFC 9293 §3.5,
-/// simultaneous open).
-pub async fn connect_tcp(addr: SocketAddr) -> io::Result<Upstream> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    sockopt::relayed(SockRef::from(&socket))?;
-    let stream = socket.connect(addr).await?;
-    if addr.ip().is_loopback() && stream.local_addr()? == addr {
+/// What the kernel says about the socket or the connection, which then has taken nothing;
+/// `ConnectionRefused` also when nobody listened and the kernel chose the very port of `addr` for this end,
+/// so that the socket met itself (RFC 9293 §3.5, simultaneous open).
+pub async fn connect_tcp(addr: SocketAddr, first: &[u8]) -> io::Result<(Upstream, usize)> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    sockopt::undelayed(&SockRef::from(&socket))?;
+    if !first.is_empty() {
+        // The acknowledgement that ends the handshake travels with the first bytes, not before them.
+        socket.set_tcp_quickack(false)?;
+    }
+    if let Err(error) = socket.connect(&addr.into())
+        && Errno::from_io_error(&error) != Some(Errno::INPROGRESS)
+    {
+        return Err(error);
+    }
+    if is_itself(&socket, addr)? {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    Ok(Upstream::Tcp(stream))
+    // The kernel has shaken hands with its own side before it came back: no need to wait for that.
+    let sent = if addr.ip().is_loopback() { send_now(&socket, first)? } else { 0 };
+    let stream = TcpStream::from_std(socket.into())?;
+    if sent > 0 {
+        return Ok((Upstream::Tcp(stream), sent));
+    }
+    if first.is_empty() {
+        stream.writable().await?;
+        return stream.take_error()?.map_or(Ok((Upstream::Tcp(stream), 0)), Err);
+    }
+    // Tells of a failed connection, too.
+    let sent = stream.async_io(Interest::WRITABLE, || SockRef::from(&stream).send(first)).await?;
+    Ok((Upstream::Tcp(stream), sent))
+}
+
+/// Whether the socket is connected to itself.
+fn is_itself(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
+    if !addr.ip().is_loopback() || !is_ephemeral(addr.port()) {
+        return Ok(false);
+    }
+    Ok(socket.local_addr()?.as_socket() == Some(addr))
+}
+
+/// Whether the kernel may choose this port for a connection (ip(7), `ip_local_port_range`).
+fn is_ephemeral(port: u16) -> bool {
+    static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
+    let range = RANGE.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        let mut bounds = text.split_whitespace().map(str::parse);
+        match (bounds.next(), bounds.next()) {
+            (Some(Ok(first)), Some(Ok(last))) => first..=last,
+            // Unknown: it may choose any.
+            _ => 0..=u16::MAX,
+        }
+    });
+    range.contains(&port)
+}
+
+/// Sends what fits, 0 when nothing does now.
+fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+    if bytes.is_empty() {
+        return Ok(0);
+    }
+    match socket.send(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        result => result,
+    }
 }
 
 /// Connects to a Unix socket. Cancel safe.
@@ -139,6 +197,13 @@ impl Conduit for Upstream {
         match self {
             Self::Tcp(stream) => Conduit::take_error(stream),
             Self::Unix(stream) => Conduit::take_error(stream),
+        }
+    }
+
+    fn keep_alive(&self) {
+        // A client's connection inherits it from its listener. Where it cannot be set, idle limits remain.
+        if let Self::Tcp(stream) = self {
+            let _ = sockopt::keep_alive(&SockRef::from(stream));
         }
     }
 }

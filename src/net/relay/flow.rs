@@ -159,7 +159,9 @@ impl<'a> Flow<'a> {
                 State::Piped(_) => self.poll_drain(cx, destination, meter),
                 State::Parked { .. } => self.poll_parked(cx, destination, meter),
                 State::Discarding(_) => self.poll_discard(cx, source, meter),
-                State::Ending if opposite == Opposite::SourceFailed => {
+                // Nothing is to be passed on of a failed source; and when the other direction is over, the
+                // connection is closed next, which says the end as well.
+                State::Ending if opposite != Opposite::Open => {
                     self.state = State::Ended(None);
                     return passed;
                 }
