@@ -15,3 +15,7 @@ fuzz seconds="300":
 # The benches of single functions.
 bench:
     cargo bench
+
+# Portcullis beside HAProxy, nginx, Envoy and sozu on this machine (benches/compare.md).
+compare *args:
+    benches/compare/run {{args}}
