@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -104,6 +105,14 @@ pub trait Conduit: AsyncRead + AsyncWrite + Unpin {
     fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
     /// Why the connection has failed, if it has; told once.
     fn take_error(&self) -> Option<io::Error>;
+    /// Whether the peer has ended its stream and what was read last, with room to spare, was the rest of it.
+    fn has_been_drained(&self) -> bool {
+        false
+    }
+    /// Writes what is followed by more, or by the end of the stream, at once.
+    fn poll_write_more(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self).poll_write(cx, bytes)
+    }
     /// The connection lasts: from now on its peer is to be probed while nothing passes.
     fn keep_alive(&self) {}
 }

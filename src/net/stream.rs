@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -171,6 +172,22 @@ macro_rules! conduit {
             fn take_error(&self) -> Option<io::Error> {
                 <$stream>::take_error(self).unwrap_or_else(Some)
             }
+
+            fn has_been_drained(&self) -> bool {
+                // A read with room to spare has taken the readiness away, except for that of an end.
+                self.try_io(Interest::READABLE, || Ok(())).is_ok()
+            }
+
+            fn poll_write_more(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+                let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+                loop {
+                    ready!(self.poll_write_ready(cx))?;
+                    match self.try_io(Interest::WRITABLE, || Ok(send(&*self, bytes, flags)?)) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        result => return Poll::Ready(result),
+                    }
+                }
+            }
         }
     };
 }
@@ -197,6 +214,20 @@ impl Conduit for Upstream {
         match self {
             Self::Tcp(stream) => Conduit::take_error(stream),
             Self::Unix(stream) => Conduit::take_error(stream),
+        }
+    }
+
+    fn has_been_drained(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.has_been_drained(),
+            Self::Unix(stream) => stream.has_been_drained(),
+        }
+    }
+
+    fn poll_write_more(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_more(cx, bytes),
+            Self::Unix(stream) => stream.poll_write_more(cx, bytes),
         }
     }
 

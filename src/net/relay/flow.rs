@@ -195,7 +195,7 @@ impl<'a> Flow<'a> {
         scratch.with(|buffer| {
             let room = buffer.len();
             let mut buf = ReadBuf::new(buffer);
-            if let Err(error) = ready!(Pin::new(source).poll_read(cx, &mut buf)) {
+            if let Err(error) = ready!(Pin::new(&mut *source).poll_read(cx, &mut buf)) {
                 self.state = State::Ended(Some(self.source_fault(error)));
                 return Poll::Ready(false);
             }
@@ -206,7 +206,9 @@ impl<'a> Flow<'a> {
             }
             meter.read(self.direction, bytes.len());
             self.mode = self.mode.after_read(bytes.len() == room);
-            self.write_or_park(cx, destination, bytes, meter);
+            // The last bytes and the end of the stream leave in one segment.
+            let more = bytes.len() < room && source.has_been_drained();
+            self.write_or_park(cx, destination, bytes, more, meter);
             Poll::Ready(true)
         })
     }
@@ -234,15 +236,21 @@ impl<'a> Flow<'a> {
         Poll::Ready(false)
     }
 
-    fn write_or_park<D: AsyncWrite + Unpin>(
+    fn write_or_park<D: Conduit>(
         &mut self,
         cx: &mut Context<'_>,
         destination: &mut D,
         mut bytes: &[u8],
+        more: bool,
         meter: &impl Meter,
     ) {
         while !bytes.is_empty() {
-            match Pin::new(&mut *destination).poll_write(cx, bytes) {
+            let written = if more {
+                destination.poll_write_more(cx, bytes)
+            } else {
+                Pin::new(&mut *destination).poll_write(cx, bytes)
+            };
+            match written {
                 Poll::Ready(Ok(n @ 1..)) => {
                     meter.written(self.direction, n, false);
                     bytes = bytes.get(n..).unwrap_or_default();
