@@ -13,5 +13,5 @@ pub use listener::{AcceptedSocket, Listener, bind, probe};
 pub use pipe::{Filled, Pipe};
 pub use relay::{Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side};
 pub use sockopt::{BACKLOG, hide_close, reset_on_close};
-pub use stream::{Upstream, connect_tcp, connect_unix};
+pub use stream::{Place, Upstream, connect};
 pub use timer::{Moment, Timer, Timers};

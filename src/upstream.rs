@@ -1,7 +1,7 @@
 //! Backends: the addresses of a route, shared in turn, and the connections to them.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use metrics::{Counter, Histogram};
 
 use crate::config::PassthroughConfig;
-use crate::net::{Moment, Timer, Upstream as Stream, UpstreamAddr, connect_tcp, connect_unix};
+use crate::net::{Moment, Place, Timer, Upstream as Stream, UpstreamAddr, connect};
 use crate::telemetry::{Family, Registry};
 
 mod resolve;
@@ -184,42 +184,48 @@ impl Endpoint {
         turn: usize,
         attempts: &mut Attempts<'_, '_>,
     ) -> Result<(Stream, usize), ConnectError> {
-        let first = attempts.first;
-        match &self.target {
-            Target::Ip(addr) => self.attempt(connect_tcp(*addr, first), attempts).await,
-            Target::Unix(path) => {
-                let stream = async { Ok((connect_unix(path).await?, 0)) };
-                self.attempt(stream, attempts).await
+        let resolved = match &self.target {
+            Target::Name(name, _) => Some(name.addresses()),
+            Target::Ip(_) | Target::Unix(_) => None,
+        };
+        let count = resolved.as_ref().map_or(1, |addresses| addresses.len());
+        let mut last = None;
+        for turn in (turn % count.max(1)..).take(count) {
+            let addresses = resolved.as_ref().map_or(&[][..], |addresses| addresses.as_slice());
+            let Some(place) = self.place(addresses, turn) else { break };
+            match self.attempt(place, attempts).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => last = Some(error),
             }
-            Target::Name(name, port) => {
-                let addresses = name.addresses();
-                let count = addresses.len();
-                let mut last = ConnectError::NoEndpoint;
-                for ip in addresses.iter().cycle().skip(turn % count.max(1)).take(count) {
-                    let addr = SocketAddr::new(*ip, *port);
-                    match self.attempt(connect_tcp(addr, first), attempts).await {
-                        Ok(connected) => return Ok(connected),
-                        Err(error) => last = error,
-                    }
-                    if attempts.are_over() {
-                        break;
-                    }
-                }
-                if matches!(last, ConnectError::NoEndpoint) {
-                    self.count_failure(&last);
-                }
-                Err(last)
+            if attempts.are_over() {
+                break;
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            self.count_failure(&ConnectError::NoEndpoint);
+            ConnectError::NoEndpoint
+        }))
+    }
+
+    /// Where the `turn`th attempt goes, of the `addresses` that its name has if it is one.
+    fn place(&self, addresses: &[IpAddr], turn: usize) -> Option<Place<'_>> {
+        match &self.target {
+            Target::Ip(addr) => Some(Place::Tcp(*addr)),
+            Target::Unix(path) => Some(Place::Unix(path)),
+            Target::Name(_, port) => {
+                let ip = addresses.get(turn.checked_rem(addresses.len())?)?;
+                Some(Place::Tcp(SocketAddr::new(*ip, *port)))
             }
         }
     }
 
     async fn attempt(
         &self,
-        connect: impl Future<Output = io::Result<(Stream, usize)>>,
+        place: Place<'_>,
         attempts: &mut Attempts<'_, '_>,
     ) -> Result<(Stream, usize), ConnectError> {
         let until = attempts.budget.min(attempts.timer.now() + attempts.limit);
-        let result = match attempts.timer.timeout_at(until, connect).await {
+        let result = match attempts.timer.timeout_at(until, connect(place, attempts.first)).await {
             Some(Ok(connected)) => Ok(connected),
             Some(Err(error)) => Err(ConnectError::from_io(error)),
             None => Err(ConnectError::Timeout),

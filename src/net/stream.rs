@@ -28,14 +28,32 @@ pub enum Upstream {
     Unix(UnixStream),
 }
 
-/// Connects over TCP and sends what is `first` for the backend, or a part of it; says how much. Cancel
-/// safe: dropping the future closes the socket.
+/// Where a backend is.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// At an address.
+    Tcp(SocketAddr),
+    /// At a Unix socket.
+    Unix(&'a Path),
+}
+
+/// Connects and sends what is `first` for the backend, or a part of it; says how much. Cancel safe: dropping
+/// the future closes the socket.
 ///
 /// # Errors
-/// What the kernel says about the socket or the connection, which then has taken nothing;
-/// `ConnectionRefused` also when nobody listened and the kernel chose the very port of `addr` for this end,
-/// so that the socket met itself (RFC 9293 §3.5, simultaneous open).
-pub async fn connect_tcp(addr: SocketAddr, first: &[u8]) -> io::Result<(Upstream, usize)> {
+/// What the kernel says about the socket or the connection, which then has taken nothing; `WouldBlock` when
+/// the queue of a Unix socket is full.
+pub async fn connect(place: Place<'_>, first: &[u8]) -> io::Result<(Upstream, usize)> {
+    match place {
+        Place::Tcp(addr) => connect_tcp(addr, first).await,
+        // The relay sends it.
+        Place::Unix(path) => Ok((Upstream::Unix(UnixStream::connect(path).await?), 0)),
+    }
+}
+
+/// A socket that met itself is refused: nobody listened, and the kernel chose the very port of `addr` for
+/// this end (RFC 9293 §3.5, simultaneous open).
+async fn connect_tcp(addr: SocketAddr, first: &[u8]) -> io::Result<(Upstream, usize)> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     sockopt::undelayed(&SockRef::from(&socket))?;
     if !first.is_empty() {
@@ -97,14 +115,6 @@ fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
         result => result,
     }
-}
-
-/// Connects to a Unix socket. Cancel safe.
-///
-/// # Errors
-/// What the kernel says, `WouldBlock` when the backend's queue is full.
-pub async fn connect_unix(path: &Path) -> io::Result<Upstream> {
-    UnixStream::connect(path).await.map(Upstream::Unix)
 }
 
 impl AsFd for Upstream {

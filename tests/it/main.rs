@@ -31,4 +31,5 @@ mod passthrough;
 mod relay;
 mod relay_ends;
 mod routes;
+mod syscalls;
 mod upstream;

@@ -40,13 +40,18 @@ impl Proxy {
 
     /// The same, behind a command that ends in an exec of its arguments, such as `prlimit`.
     pub(crate) fn start_under(wrapper: &[&str], config: &str) -> Self {
+        Self::start_by(wrapper, "util-linux", config)
+    }
+
+    /// The same, where the command is of this Debian package.
+    pub(crate) fn start_by(wrapper: &[&str], package: &str, config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("portcullis.toml");
         std::fs::write(&file, config).unwrap();
         let words: Vec<&str> = wrapper.iter().copied().chain([BINARY, "run", "--workers", WORKERS]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("--config").arg(&file);
-        let mut proxy = Self { process: Process::start(&mut command, "util-linux"), _dir: dir };
+        let mut proxy = Self { process: Process::start(&mut command, package), _dir: dir };
         until("ready", SOON, || {
             if let Some(status) = proxy.process.exit() {
                 panic!("ended at start with {status}: {:#?}\n{config}", proxy.process.stderr.all());
