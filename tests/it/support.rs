@@ -4,6 +4,7 @@ pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod hello;
 pub(crate) mod metrics;
+pub(crate) mod netns;
 pub(crate) mod pattern;
 pub(crate) mod process;
 pub(crate) mod programs;
