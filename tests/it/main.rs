@@ -29,6 +29,7 @@ mod lifecycle;
 mod network;
 mod observe;
 mod passthrough;
+mod pipe_memory;
 mod relay;
 mod relay_ends;
 mod routes;
