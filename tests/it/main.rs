@@ -33,4 +33,5 @@ mod pipe_memory;
 mod relay;
 mod relay_ends;
 mod routes;
+mod soak;
 mod upstream;
