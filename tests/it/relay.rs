@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::support::backend::Backend;
 use crate::support::client::{End, connect, read_to_end, reset};
 use crate::support::hello::to;
+use crate::support::netns::{Host, with_hosts};
 use crate::support::pattern::{download, exchange, pattern, request, serve};
 use crate::support::proxy::Proxy;
 use crate::support::{Random, SOON, UNLIMITED, in_parallel, until, wait_for};
@@ -198,16 +199,20 @@ fn read_slowly(stream: &mut TcpStream, seed: u64) -> Vec<u8> {
 
 #[test]
 fn stalled_readers_cost_little_memory_and_get_everything_in_the_end() {
+    with_hosts(|| {
+        let host = Host::new();
+        host.limit_buffers(MIB / 2);
+        host.run(stall_readers);
+    });
+}
+
+fn stall_readers() {
     const READERS: usize = 200;
     const ASKED: usize = 1024 * MIB;
     const READ_ON: usize = 20 * MIB;
     let hello = to("relay.test");
     let hello_len = hello.len();
-    let backend = Backend::new(move |stream| {
-        // The machine's memory is not what is tested.
-        socket2::SockRef::from(&stream).set_send_buffer_size(131_072).unwrap();
-        serve(stream, hello_len);
-    });
+    let backend = Backend::new(move |stream| serve(stream, hello_len));
     let mut proxy = proxy_to(&backend);
     let before = proxy.process.rss();
     let readers: Vec<TcpStream> = (0..READERS)

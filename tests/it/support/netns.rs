@@ -92,6 +92,16 @@ impl Host {
         self.run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("a writable /proc/sys/net");
     }
 
+    /// Lets no socket's buffer grow beyond `bytes`, so that many stalled connections do not take the memory that the
+    /// kernel has for all.
+    pub(crate) fn limit_buffers(&self, bytes: usize) {
+        for (name, initial) in [("tcp_rmem", 131_072), ("tcp_wmem", 16_384)] {
+            let limits = format!("4096 {initial} {bytes}");
+            let set = self.run(|| std::fs::write(format!("/proc/sys/net/ipv4/{name}"), limits));
+            set.expect("a writable /proc/sys/net");
+        }
+    }
+
     /// The way to everything that is not beside it.
     pub(crate) fn route_by(&self, router: Ipv4Addr) {
         self.execute(&format!("ip route add default via {router}"), "");
