@@ -57,7 +57,7 @@ impl Network {
         let config = format!(
             "listen = '{FRONT}:0'\n{UNLIMITED}[[route]]\nsni = 'relay.test'\nto = '{backend}'\n{settings}\n"
         );
-        let proxy = proxy_host.run(|| Proxy::start(&config));
+        let proxy = proxy_host.run(|| Proxy::start(&config).streaming());
         let accepted = Mutex::new(accepted);
         Self { client, proxy_host, backend_host, proxy, _backend: backend, accepted, hello }
     }

@@ -20,6 +20,7 @@ fn proxy_to(backend: &Backend) -> Proxy {
     Proxy::start(&format!(
         "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{UNLIMITED}[[route]]\nname = 'relay'\nsni = 'relay.test'\nto = '{backend}'\n"
     ))
+    .streaming()
 }
 
 /// Writes `bytes` in pieces of random size.

@@ -73,7 +73,8 @@ impl Soak {
         let proxy = Proxy::start(&format!(
             "listen = '127.0.0.1:0'\ntimeouts = {{ idle = '1s', half_closed = '500ms' }}\n\
              [[route]]\nsni = 'soak.test'\nto = '{backend}'\n"
-        ));
+        ))
+        .streaming();
         Self { proxy, hello, unknown: to("unknown.test"), _backend: backend }
     }
 
