@@ -61,21 +61,25 @@ impl Use {
 struct Soak {
     proxy: Proxy,
     hello: Vec<u8>,
+    /// For the route whose limits are short: a machine at work may hold up any stream for a second.
+    short: Vec<u8>,
     unknown: Vec<u8>,
     _backend: Backend,
 }
 
 impl Soak {
     fn new() -> Self {
-        let hello = to("soak.test");
+        let (hello, short) = (to("soak.test"), to("idle.test"));
         let len = hello.len();
+        assert_eq!(len, short.len(), "the backend tells a hello by its length");
         let backend = Backend::new(move |stream| serve(stream, len));
         let proxy = Proxy::start(&format!(
-            "listen = '127.0.0.1:0'\ntimeouts = {{ idle = '1s', half_closed = '500ms' }}\n\
-             [[route]]\nsni = 'soak.test'\nto = '{backend}'\n"
+            "listen = '127.0.0.1:0'\n[[route]]\nsni = 'soak.test'\nto = '{backend}'\n\
+             [[route]]\nsni = 'idle.test'\nto = '{backend}'\n\
+             timeouts = {{ idle = '1s', half_closed = '500ms' }}\n"
         ))
         .streaming();
-        Self { proxy, hello, unknown: to("unknown.test"), _backend: backend }
+        Self { proxy, hello, short, unknown: to("unknown.test"), _backend: backend }
     }
 
     fn round(&self, number: usize) {
@@ -96,19 +100,18 @@ impl Soak {
                 reset(stream);
             }
             Use::Idle => {
-                request(&stream, &self.hello, id, KIB).unwrap();
-                download(&stream, id, 0..KIB).unwrap();
+                request(&stream, &self.short, id, KIB).unwrap();
+                // Fails when nothing came within the limit, which ends it as well.
+                let _ = download(&stream, id, 0..KIB);
                 assert_ne!(read_to_end(&mut stream, SOON).end, End::Open);
             }
             Use::HalfClosed => {
-                request(&stream, &self.hello, id, 64 * MIB).unwrap();
+                request(&stream, &self.short, id, 64 * MIB).unwrap();
                 stream.shutdown(Shutdown::Write).unwrap();
-                download(&stream, id, 0..random.below(KIB)).unwrap();
-                let addr = stream.local_addr().unwrap().to_string();
-                // Found in the text: parsing the log of a long soak again and again would be most of its work.
-                wait_for("the half-closed connection to be reaped", || {
-                    self.proxy.process.stdout.contains(&addr)
-                });
+                // A reset is told once: when the read gets to know of it, there is nothing left to wait for.
+                if download(&stream, id, 0..random.below(KIB)).is_ok() {
+                    wait_for("the reset of what is not read", || stream.take_error().unwrap().is_some());
+                }
             }
             Use::Unknown => assert_eq!(outcome(&mut stream, &self.unknown, SOON), Outcome::Alert(112)),
             Use::Broken => {
