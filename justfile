@@ -12,6 +12,10 @@ test *args:
 fuzz seconds="300":
     fuzz/smoke {{seconds}}
 
+# A mix of everything against one process, for so many minutes: nothing may be left behind.
+soak minutes="30":
+    PORTCULLIS_SOAK_MINUTES={{minutes}} tests/run --test it soak:: -- --nocapture
+
 # The benches of single functions.
 bench:
     cargo bench

@@ -1,7 +1,7 @@
 //! Integration tests: the built binary between real clients and real servers, seen from outside.
 //!
 //! Programs beside the binary are Debian packages (nginx-light, bind9, prometheus, curl, openssl, python3,
-//! util-linux); a missing one fails the test that needs it.
+//! util-linux, iproute2, nftables, ethtool); a missing one fails the test that needs it.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,10 +26,13 @@ mod faults_slow;
 mod guard;
 mod hello_splits;
 mod lifecycle;
+mod network;
 mod observe;
 mod passthrough;
+mod pipe_memory;
 mod relay;
 mod relay_ends;
 mod routes;
+mod soak;
 mod syscalls;
 mod upstream;

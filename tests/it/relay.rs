@@ -4,11 +4,15 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::support::backend::Backend;
-use crate::support::client::{End, connect, read_to_end, read_while, reset};
+use crate::support::client::{End, connect, read_to_end, reset};
 use crate::support::hello::to;
+use crate::support::netns::{Host, with_hosts};
+use crate::support::pattern::{download, exchange, pattern, request, serve};
 use crate::support::proxy::Proxy;
-use crate::support::{Random, SOON, UNLIMITED, in_parallel};
+use crate::support::{Random, SOON, UNLIMITED, in_parallel, until, wait_for};
 
 const MIB: usize = 1024 * 1024;
 
@@ -16,6 +20,7 @@ fn proxy_to(backend: &Backend) -> Proxy {
     Proxy::start(&format!(
         "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{UNLIMITED}[[route]]\nname = 'relay'\nsni = 'relay.test'\nto = '{backend}'\n"
     ))
+    .streaming()
 }
 
 /// Writes `bytes` in pieces of random size.
@@ -109,43 +114,40 @@ fn bytes_behind_the_hello_in_its_segment_arrive() {
     }
 }
 
-/// The pattern of a connection: its number in every other word, so that a foreign word shows anywhere.
-fn pattern(id: usize, len: usize) -> Vec<u8> {
-    (0..len / 8).flat_map(|word| [(id as u32).to_le_bytes(), (word as u32).to_le_bytes()].concat()).collect()
-}
-
 #[test]
 fn aborted_transfers_leave_no_byte_for_later_ones() {
-    const LEN: usize = 65_536;
-    let backend = Backend::tagged("echo");
-    let mut proxy = proxy_to(&backend);
+    const ABORTED: usize = 1000;
+    const CHECKED: usize = 1000;
+    const LEN: usize = MIB / 2;
     let hello = to("relay.test");
+    let hello_len = hello.len();
+    let backend = Backend::new(move |stream| serve(stream, hello_len));
+    let mut proxy = proxy_to(&backend);
     let sockets = proxy.process.sockets();
-    in_parallel(32, 1000, |id| {
-        let mut stream = connect(proxy.addr());
-        stream.write_all(&hello).unwrap();
-        stream.write_all(&pattern(id, LEN)).unwrap();
-        // Some are aborted at once, some with the answer on its way.
-        read_while(&mut stream, SOON, |bytes| bytes.len() < id % 4 * 6000);
+    in_parallel(32, ABORTED, |id| {
+        let stream = connect(proxy.addr());
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        // With little room at the client the pipe is full most of the time.
+        socket2::SockRef::from(&stream).set_recv_buffer_size(131_072).unwrap();
+        request(&stream, &hello, id, 1024 * MIB).unwrap();
+        // Some are aborted early, some after several trips through a pipe.
+        download(&stream, id, 0..id % 4 * MIB / 2).unwrap();
         reset(stream);
     });
-    in_parallel(32, 1000, |id| {
-        let sent = [hello.clone(), pattern(1_000_000 + id, LEN)].concat();
-        let mut stream = connect(proxy.addr());
-        let mut writer = stream.try_clone().unwrap();
-        let reply = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                writer.write_all(&sent).unwrap();
-                writer.shutdown(Shutdown::Write).unwrap();
-            });
-            read_to_end(&mut stream, SOON)
-        });
-        assert!(
-            reply.bytes == [b"tag:echo\n", sent.as_slice()].concat(),
-            "foreign or lost bytes in transfer {id}"
-        );
+    wait_for("all aborted ones to be logged", || proxy.access_log().len() == ABORTED);
+    let spliced = |line: &Value| line["bytes_spliced"].as_u64().unwrap() > 0;
+    let aborted = proxy.access_log().iter().filter(|line| spliced(line)).count();
+    in_parallel(32, CHECKED, |id| {
+        let stream = connect(proxy.addr());
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        exchange(&stream, &hello, ABORTED + id, LEN, |_| ());
     });
-    crate::support::wait_for("sockets to be given back", || proxy.process.sockets() <= sockets + 4);
+    wait_for("all to be logged", || proxy.access_log().len() == ABORTED + CHECKED);
+    let checked = proxy.access_log()[ABORTED..].iter().filter(|line| spliced(line)).count();
+    println!("spliced: {aborted} of {ABORTED} aborted ones, {checked} of {CHECKED} checked ones");
+    assert!(aborted > ABORTED / 4 && checked > CHECKED / 4, "{aborted} and {checked} were spliced");
+    wait_for("sockets to be given back", || proxy.process.sockets() <= sockets + 4);
     proxy.assert_sound();
 }
 
@@ -198,31 +200,36 @@ fn read_slowly(stream: &mut TcpStream, seed: u64) -> Vec<u8> {
 
 #[test]
 fn stalled_readers_cost_little_memory_and_get_everything_in_the_end() {
-    const READERS: usize = 60;
-    const LEN: usize = 3 * MIB;
+    with_hosts(|| {
+        let host = Host::new();
+        host.limit_buffers(MIB / 2);
+        host.run(stall_readers);
+    });
+}
+
+fn stall_readers() {
+    const READERS: usize = 200;
+    const ASKED: usize = 1024 * MIB;
+    const READ_ON: usize = 20 * MIB;
     let hello = to("relay.test");
     let hello_len = hello.len();
-    let backend = Backend::new(move |mut stream| {
-        // Unread bytes would turn the end into a reset.
-        stream.read_exact(&mut vec![0; hello_len]).unwrap();
-        // Fails for the clients that go away unread.
-        let _ = stream.write_all(&Random::new(3).bytes(LEN));
-    });
+    let backend = Backend::new(move |stream| serve(stream, hello_len));
     let mut proxy = proxy_to(&backend);
     let before = proxy.process.rss();
-    let mut readers: Vec<TcpStream> = (0..READERS)
-        .map(|_| {
-            let mut stream = connect(proxy.addr());
+    let readers: Vec<TcpStream> = (0..READERS)
+        .map(|id| {
+            let stream = connect(proxy.addr());
             // Twice the loopback's segment: with less, reading on would crawl from one window probe to the next.
             socket2::SockRef::from(&stream).set_recv_buffer_size(131_072).unwrap();
-            stream.write_all(&hello).unwrap();
+            stream.set_read_timeout(Some(SOON)).unwrap();
+            request(&stream, &hello, id, ASKED).unwrap();
             stream
         })
         .collect();
-    crate::support::wait_for("all backends to be connected", || backend.hits() == READERS);
+    wait_for("all backends to be connected", || backend.hits() == READERS);
     // The kernel's buffers fill up: the processor time of the proxy stands still once they are full.
     let mut cpu = proxy.process.cpu();
-    crate::support::until("the readers to stall", SOON, || {
+    until("the readers to stall", SOON, || {
         std::thread::sleep(Duration::from_millis(200));
         let now = proxy.process.cpu();
         let stalled = now - cpu < Duration::from_millis(4);
@@ -231,11 +238,11 @@ fn stalled_readers_cost_little_memory_and_get_everything_in_the_end() {
     });
     let grown = proxy.process.rss().saturating_sub(before);
     println!("{READERS} stalled readers: {} bytes each", grown / READERS);
-    assert!(grown <= READERS * 65_536 + 2 * MIB, "{grown} bytes for {READERS} stalled readers");
-    for stream in readers.iter_mut().take(5) {
-        let reply = read_to_end(stream, SOON);
-        assert!(reply.bytes == Random::new(3).bytes(LEN), "{} bytes, {:?}", reply.bytes.len(), reply.end);
+    assert!(grown <= READERS * 65_536, "{grown} bytes for {READERS} stalled readers");
+    for (id, stream) in readers.iter().enumerate().step_by(READERS / 5) {
+        download(stream, id, 0..READ_ON).unwrap();
     }
     drop(readers);
+    wait_for("all to be logged", || proxy.access_log().len() == READERS);
     proxy.assert_sound();
 }

@@ -34,7 +34,7 @@ impl Tunnel {
         });
         let config =
             format!("listen = '127.0.0.1:0'\n{timeouts}\n[[route]]\nsni = 'relay.test'\nto = '{backend}'\n");
-        Self { proxy: Proxy::start(&config), _backend: backend, accepted, hello }
+        Self { proxy: Proxy::start(&config).streaming(), _backend: backend, accepted, hello }
     }
 
     /// Both ends of a connection.

@@ -4,16 +4,21 @@ pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod hello;
 pub(crate) mod metrics;
+pub(crate) mod netns;
+pub(crate) mod pattern;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod sni;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long something may take that should happen at once, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// How long a test waits for others that must not run beside it.
+const PATIENCE: Duration = Duration::from_secs(100);
 /// The pause between two looks at a condition.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -53,6 +58,21 @@ pub(crate) fn in_parallel(threads: usize, count: usize, work: impl Fn(usize) + S
             });
         }
     });
+}
+
+/// Keeps the one test away that uses up the user's pipe memory, as long as it is held: for tests that take some.
+/// Other processes may run some of them, so it is a lock on the file that all of them run.
+pub(crate) fn share_pipe_memory() -> File {
+    let file = File::open(std::env::current_exe().unwrap()).unwrap();
+    until("the pipe memory to be there again", PATIENCE, || file.try_lock_shared().ok());
+    file
+}
+
+/// Waits until no test takes pipe memory, and keeps those away that would.
+pub(crate) fn own_pipe_memory() -> File {
+    let file = File::open(std::env::current_exe().unwrap()).unwrap();
+    until("nobody to take pipe memory", PATIENCE, || file.try_lock().ok());
+    file
 }
 
 /// A small generator of numbers (xorshift64*), the same for the same seed.

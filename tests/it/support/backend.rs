@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// A TCP server on loopback that serves each connection on a thread; it stops accepting when dropped.
+use socket2::SockRef;
+
+/// A TCP server that serves each connection on a thread; it stops accepting when dropped.
 #[derive(Debug)]
 pub(crate) struct Backend {
+    listener: TcpListener,
     addr: SocketAddr,
     hits: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
@@ -41,8 +44,9 @@ impl Backend {
         let hits = Arc::new(AtomicUsize::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let (counter, stopped, serve) = (Arc::clone(&hits), Arc::clone(&stop), Arc::new(serve));
+        let accepting = listener.try_clone().unwrap();
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
+            for stream in accepting.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
@@ -54,7 +58,7 @@ impl Backend {
                 thread.spawn(move || serve(stream)).unwrap();
             }
         });
-        Self { addr, hits, stop }
+        Self { listener, addr, hits, stop }
     }
 
     /// Answers with its tag, then sends back whatever comes, until the client's FIN.
@@ -83,8 +87,8 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts; nothing to do when it is gone.
-        let _ = TcpStream::connect(self.addr);
+        // Wakes the thread that accepts, also when its address cannot be reached from here.
+        let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
     }
 }
 

@@ -1,5 +1,6 @@
 //! A process of a test: its output line by line, its figures in `/proc`, its end by its own id.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -93,12 +94,24 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
     }
 
-    /// Open sockets: what connections hold, without the pipes that stay for the next ones.
-    pub(crate) fn sockets(&self) -> usize {
+    /// Open file descriptors by kind: sockets, pipes, or what else the kernel calls them.
+    pub(crate) fn descriptors(&self) -> BTreeMap<String, usize> {
         let fds = std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap();
         // A descriptor may be closed between the listing and the look at it.
         let targets = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
-        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+        let mut kinds = BTreeMap::new();
+        for target in targets {
+            let target = target.to_string_lossy().into_owned();
+            // "socket:[4711]", "anon_inode:[eventpoll]", or a path.
+            let kind = target.split_once(":[").map_or(target.as_str(), |(kind, _)| kind);
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        kinds
+    }
+
+    /// Open sockets: what connections hold, without the pipes that stay for the next ones.
+    pub(crate) fn sockets(&self) -> usize {
+        self.descriptors().get("socket").copied().unwrap_or(0)
     }
 
     /// Time on a processor so far, all threads.

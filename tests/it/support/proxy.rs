@@ -1,5 +1,6 @@
 //! The proxy as a user runs it.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -11,7 +12,7 @@ use tempfile::TempDir;
 
 use super::metrics::Metrics;
 use super::process::{Finished, Process, finish};
-use super::{SOON, until};
+use super::{SOON, share_pipe_memory, until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_portcullis");
 /// Threads of the data plane: two show what one hides, and the figures do not depend on the machine.
@@ -23,6 +24,8 @@ pub(crate) struct Proxy {
     pub(crate) process: Process,
     /// Where the configuration is, for as long as the process lives.
     _dir: TempDir,
+    /// That the user's pipe memory is there, for as long as the process lives.
+    _pipes: Option<File>,
 }
 
 /// An answer of the admin server.
@@ -51,7 +54,7 @@ impl Proxy {
         let words: Vec<&str> = wrapper.iter().copied().chain([BINARY, "run", "--workers", WORKERS]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("--config").arg(&file);
-        let mut proxy = Self { process: Process::start(&mut command, package), _dir: dir };
+        let mut proxy = Self { process: Process::start(&mut command, package), _dir: dir, _pipes: None };
         until("ready", SOON, || {
             if let Some(status) = proxy.process.exit() {
                 panic!("ended at start with {status}: {:#?}\n{config}", proxy.process.stderr.all());
@@ -59,6 +62,12 @@ impl Proxy {
             proxy.logged("ready").pop()
         });
         proxy
+    }
+
+    /// For tests in which it splices: see [`share_pipe_memory`].
+    pub(crate) fn streaming(mut self) -> Self {
+        self._pipes = Some(share_pipe_memory());
+        self
     }
 
     /// The lines of the process log with this message.
