@@ -1,11 +1,11 @@
 //! Why the relay's constants stand where they do: the time to move what is there from one socket to another,
 //! without the time to put it there and to take it away again.
 //!
-//! - `move/copy` against `move/splice`: where splicing begins to pay, [`SMALL`](../src/net/relay/flow.rs). A
-//!   splice whose pipe is full of small segments costs more than it saves.
-//! - `scratch`: what a larger buffer for copying brings, `SCRATCH` in the same module.
+//! - `move`, `copy` against `splice`: where splicing begins to pay, `SMALL` in `src/net/relay/flow.rs`; and that
+//!   one full read of 64 KiB is too little to tell a stream by, `FULL_READS`.
+//! - `scratch`: what a larger buffer for copying brings, `SCRATCH` in `src/net/relay.rs`; and how long others
+//!   wait while one direction moves sixteen of them, `ROUNDS`.
 //! - `pipe`: what a larger pipe brings, `CAPACITY` in `src/net/pipe.rs`.
-//! - `rounds`: how long others wait while one direction moves sixteen full buffers, `ROUNDS`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -86,7 +86,7 @@ fn splice(source: &mut TcpStream, destination: &mut TcpStream, pipe: &mut Pipe, 
         match pipe.fill(&*source) {
             Ok(Filled::Bytes(n)) => left -= n,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            other => panic!("{other:?}"),
+            other => unreachable!("a connection with bytes in it: {other:?}"),
         }
         while pipe.pending() > 0 {
             pipe.drain(&*destination).expect("there is room");
@@ -141,11 +141,6 @@ fn sizes(criterion: &mut Criterion) {
         });
     }
     group.finish();
-    let mut scratch = vec![0; 64 * KIB];
-    criterion.bench_function("rounds", |bencher| {
-        bencher
-            .iter_custom(|times| path.time(times, len, ROOM, |from, to| copy(from, to, &mut scratch, len)));
-    });
 }
 
 criterion_group!(all, copy_or_splice, sizes);

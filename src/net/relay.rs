@@ -19,7 +19,8 @@ mod flow;
 
 use flow::Flow;
 
-/// Size of a thread's scratch buffer in bytes: one read takes what a socket's default receive buffer holds.
+/// Size of a thread's scratch buffer in bytes: copying a MiB takes 12 % longer with half of it, and 20 % with
+/// twice as much, which no longer stays in the processor's cache (`cargo bench --bench relay`).
 const SCRATCH: usize = 64 * 1024;
 /// How often a source is looked at that is not read because its destination is slow: its failure would
 /// otherwise go unnoticed until the idle limit.
