@@ -143,7 +143,7 @@ async fn silence_on_both_sides_ends_it() {
     let start = Instant::now();
     let (end, _peers) = with_relay(async |client, backend| (client, backend)).await;
     assert!(matches!(end, RelayEnd::Idle { half_closed: None, .. }));
-    assert_eq!(start.elapsed().as_secs(), 300);
+    assert!((300..306).contains(&start.elapsed().as_secs()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -159,7 +159,7 @@ async fn every_byte_renews_the_idle_limit() {
     })
     .await;
     assert!(matches!(end, RelayEnd::Idle { half_closed: None, .. }));
-    assert_eq!(start.elapsed().as_secs(), 10 * 200 + 300);
+    assert!((2300..2306).contains(&start.elapsed().as_secs()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +176,7 @@ async fn a_half_closed_relay_has_its_own_idle_limit() {
     })
     .await;
     assert!(matches!(end, RelayEnd::Idle { half_closed: Some(Direction::Up), .. }));
-    assert_eq!(start.elapsed().as_secs(), 60);
+    assert!((60..62).contains(&start.elapsed().as_secs()));
 }
 
 #[tokio::test(start_paused = true)]
