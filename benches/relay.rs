@@ -1,11 +1,12 @@
 //! Why the relay's constants stand where they do: the time to move what is there from one socket to another,
 //! without the time to put it there and to take it away again.
 //!
-//! - `move`, `copy` against `splice`: where splicing begins to pay, `SMALL` in `src/net/relay/flow.rs`; and that
-//!   one full read of 64 KiB is too little to tell a stream by, `FULL_READS`.
+//! - `move`, `copy` against `splice`: where splicing begins to pay, `LARGE` and `SMALL` in
+//!   `src/net/relay/flow.rs`; and how little one large read too many or too few matters, `LARGE_READS`.
 //! - `scratch`: what a larger buffer for copying brings, `SCRATCH` in `src/net/relay.rs`; and how long others
 //!   wait while one direction moves sixteen of them, `ROUNDS`.
-//! - `pipe`: what a larger pipe brings, `CAPACITY` in `src/net/pipe.rs`.
+//! - `pipe`: what a larger pipe brings by itself, `CAPACITY` in `src/net/pipe.rs`; what it spares the peers
+//!   shows only in `benches/compare`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -97,7 +98,7 @@ fn splice(source: &mut TcpStream, destination: &mut TcpStream, pipe: &mut Pipe, 
 fn copy_or_splice(criterion: &mut Criterion) {
     let mut path = Path::new();
     let mut scratch = vec![0; 64 * KIB];
-    let mut pipe = Pipe::with_capacity(256 * KIB).expect("a pipe");
+    let mut pipe = Pipe::with_capacity(512 * KIB).expect("a pipe");
     for (kind, segment) in [("move", ROOM), ("move in segments of 1,448", 1448)] {
         let mut group = criterion.benchmark_group(kind);
         for len in [1, 4, 8, 16, 32, 64, 128, 256].map(|kib| kib * KIB) {

@@ -8,10 +8,11 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
-/// Capacity asked for, in bytes: what one trip through the pipe may carry. A quarter of it makes a MiB 40 %
-/// dearer, more of it brings nothing (`cargo bench --bench relay`). The kernel grants less beyond
+/// Capacity asked for, in bytes: what one trip through the pipe may carry. Every trip may wake both peers, and
+/// with 256 KiB a peer that keeps up goes back to sleep in between: an upload of a GB then took 430 ms of CPU
+/// instead of 277; 1 MiB brought no more than 2 % (`benches/compare`). The kernel grants less beyond
 /// `fs.pipe-user-pages-soft`, which is fine: a smaller pipe only makes more trips.
-const CAPACITY: usize = 256 * 1024;
+const CAPACITY: usize = 512 * 1024;
 /// The least capacity worth splicing through: with less, copying moves more in a call.
 const LEAST: usize = 64 * 1024;
 

@@ -1,8 +1,8 @@
 //! One direction of a relay.
 //!
 //! `Idle` holds nothing. Bytes are copied through the thread's buffer; what the destination does not take at
-//! once is `Parked` in an allocation of exactly that size, during which nothing more is read. Once reads come
-//! back full the direction streams: bytes are spliced through a pipe that is borrowed while it holds any.
+//! once is `Parked` in an allocation of exactly that size, during which nothing more is read. Once reads are
+//! large the direction streams: bytes are spliced through a pipe that is borrowed while it holds any.
 //! A pipe is only filled when it is empty and only drained when it is not, so that `WouldBlock` is never
 //! ambiguous. When little comes at a time, copying is cheaper again.
 
@@ -18,11 +18,15 @@ use crate::net::pipe::{Filled, Lent};
 /// Steps a direction may take before it lets other connections run: 1 MiB of full reads, well below a
 /// millisecond of copying.
 const ROUNDS: usize = 16;
-/// Full reads in a row after which a direction streams.
-const FULL_READS: u8 = 2;
-/// A splice of fewer bytes than this is small: up to here a copy costs no more (`cargo bench --bench relay`:
-/// 5 % less at 16 KiB, the same at 32, 20 % more at 64), and needs no pipe.
-const SMALL: usize = 32 * 1024;
+/// A read of so many bytes is large: from here on splicing costs no more than copying (`cargo bench --bench
+/// relay`: the same at 32 KiB, 20 % less at 64, half at 256). A full buffer would be too much to ask: what a
+/// steady stream has for a reader that keeps up is often less.
+const LARGE: usize = 32 * 1024;
+/// Large reads in a row after which a direction streams: one is what an answer of a few pages looks like.
+const LARGE_READS: u8 = 2;
+/// A splice of fewer bytes than this is small: copying is 5 % cheaper here, more below, and needs no pipe. The
+/// gap to `LARGE` keeps a stream from changing to and fro.
+const SMALL: usize = 16 * 1024;
 /// Small splices in a row after which a direction no longer streams.
 const SMALL_SPLICES: u8 = 2;
 
@@ -68,8 +72,8 @@ pub(super) enum Opposite {
 /// How the next bytes are moved.
 #[derive(Clone, Copy, Debug)]
 enum Mode {
-    /// By copying, after so many full reads in a row.
-    Copy { full: u8 },
+    /// By copying, after so many large reads in a row.
+    Copy { large: u8 },
     /// By splicing, after so many small ones in a row.
     Splice { small: u8 },
     /// By copying: one of the two cannot be spliced.
@@ -80,7 +84,7 @@ impl<'a> Flow<'a> {
     /// A direction that first passes `prefix` on.
     pub(super) fn new(direction: Direction, prefix: Box<[u8]>, scratch: &'a Scratch) -> Self {
         let state = if prefix.is_empty() { State::Idle } else { State::Parked { bytes: prefix, written: 0 } };
-        Self { direction, scratch, state, mode: Mode::Copy { full: 0 }, opposite: Opposite::Open }
+        Self { direction, scratch, state, mode: Mode::Copy { large: 0 }, opposite: Opposite::Open }
     }
 
     pub(super) fn direction(&self) -> Direction {
@@ -206,7 +210,7 @@ impl<'a> Flow<'a> {
                 return Poll::Ready(false);
             }
             meter.read(self.direction, bytes.len());
-            self.mode = self.mode.after_read(bytes.len() == room);
+            self.mode = self.mode.after_read(bytes.len());
             // The last bytes and the end of the stream leave in one segment.
             let more = bytes.len() < room && source.has_been_drained();
             self.write_or_park(cx, destination, bytes, more, meter);
@@ -302,13 +306,13 @@ impl<'a> Flow<'a> {
     ) -> Poll<bool> {
         let scratch = self.scratch;
         let Some(mut lent) = scratch.pipes.borrow() else {
-            self.mode = Mode::Copy { full: 0 };
+            self.mode = Mode::Copy { large: 0 };
             return Poll::Ready(false);
         };
         let Some(pipe) = lent.pipe() else { return Poll::Ready(false) };
         match ready!(source.poll_fill(cx, pipe)) {
             Ok(Filled::End) => self.state = State::Ending,
-            Ok(Filled::ByReading) => self.mode = Mode::Copy { full: 0 },
+            Ok(Filled::ByReading) => self.mode = Mode::Copy { large: 0 },
             Ok(Filled::Bytes(n)) => {
                 meter.read(self.direction, n);
                 self.mode = self.mode.after_splice(n);
@@ -375,18 +379,18 @@ impl<'a> Flow<'a> {
 }
 
 impl Mode {
-    fn after_read(self, full_read: bool) -> Self {
+    fn after_read(self, n: usize) -> Self {
         match self {
             Self::CopyOnly => self,
-            Self::Copy { full } if full_read && full + 1 >= FULL_READS => Self::Splice { small: 0 },
-            Self::Copy { full } if full_read => Self::Copy { full: full + 1 },
-            Self::Copy { .. } | Self::Splice { .. } => Self::Copy { full: 0 },
+            Self::Copy { large } if n >= LARGE && large + 1 >= LARGE_READS => Self::Splice { small: 0 },
+            Self::Copy { large } if n >= LARGE => Self::Copy { large: large + 1 },
+            Self::Copy { .. } | Self::Splice { .. } => Self::Copy { large: 0 },
         }
     }
 
     fn after_splice(self, n: usize) -> Self {
         match self {
-            Self::Splice { small } if n < SMALL && small + 1 >= SMALL_SPLICES => Self::Copy { full: 0 },
+            Self::Splice { small } if n < SMALL && small + 1 >= SMALL_SPLICES => Self::Copy { large: 0 },
             Self::Splice { small } if n < SMALL => Self::Splice { small: small + 1 },
             Self::Splice { .. } | Self::Copy { .. } => Self::Splice { small: 0 },
             Self::CopyOnly => self,
