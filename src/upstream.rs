@@ -33,9 +33,9 @@ const CONNECT_TIME: Family = Family {
     labels: &["route"],
 };
 
-/// Attempts together may take this many times the deadline of one: enough for two endpoints that say
-/// nothing; endpoints that refuse at once cost no time.
-const BUDGET_FACTOR: u32 = 2;
+/// Attempts together may take as long as so many: enough for two endpoints that say nothing; endpoints that
+/// refuse at once cost no time.
+const SILENT_ATTEMPTS: usize = 2;
 
 /// The endpoints of a route.
 #[derive(Debug)]
@@ -149,7 +149,8 @@ impl Upstream {
     /// The failure of the last attempt. No backend has taken anything then.
     pub async fn connect(&self, first: &[u8], timer: &mut Timer<'_>) -> Result<UpstreamConn, ConnectFailure> {
         let start = Instant::now();
-        let budget = timer.now() + self.connect_timeout * BUDGET_FACTOR;
+        // Added one by one: each may be rounded up.
+        let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + self.connect_timeout);
         let mut attempts = Attempts { first, limit: self.connect_timeout, budget, timer };
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.endpoints.len();
@@ -268,6 +269,7 @@ impl ConnectError {
                 | Errno::NFILE
                 | Errno::NOBUFS
                 | Errno::NOMEM
+                | Errno::NOSPC
                 | Errno::ADDRNOTAVAIL
                 | Errno::AGAIN,
             ) => Self::Resource(error),

@@ -105,7 +105,7 @@ fn work(
     let cx = Rc::new(Context::new(Arc::clone(&shared), id, pipes));
     runtime.block_on(async {
         let clock = Rc::clone(&cx);
-        tokio::task::spawn_local(async move { clock.timers.run().await });
+        let clock = tokio::task::spawn_local(async move { clock.timers.run().await });
         let mut loops = JoinSet::new();
         for WorkerSocket { socket, listener, name } in sockets {
             let listener = Rc::new(ListenerContext::new(listener, &name, registry));
@@ -115,6 +115,11 @@ fn work(
         let _ = started.try_send(Ok(()));
         tokio::select! {
             () = force.cancelled() => {}
+            _ = clock => {
+                // Without it no deadline holds. It never ends but by a panic.
+                error!(worker = id, "the clock failed");
+                shared.failed.cancel();
+            }
             () = async {
                 while let Some(result) = loops.join_next().await {
                     if let Err(error) = result {

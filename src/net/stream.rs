@@ -68,9 +68,10 @@ async fn connect_tcp(addr: SocketAddr, first: &[u8]) -> io::Result<(Upstream, us
     if is_itself(&socket, addr)? {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    // The kernel has shaken hands with its own side before it came back: no need to wait for that.
-    let sent = if addr.ip().is_loopback() { send_now(&socket, first)? } else { 0 };
+    // Before anything is sent: whatever fails, another backend may still be tried.
     let stream = TcpStream::from_std(socket.into())?;
+    // The kernel has shaken hands with its own side before it came back: no need to wait for that.
+    let sent = if addr.ip().is_loopback() { send_now(&SockRef::from(&stream), first)? } else { 0 };
     if sent > 0 {
         return Ok((Upstream::Tcp(stream), sent));
     }
@@ -83,15 +84,19 @@ async fn connect_tcp(addr: SocketAddr, first: &[u8]) -> io::Result<(Upstream, us
     Ok((Upstream::Tcp(stream), sent))
 }
 
-/// Whether the socket is connected to itself.
+/// Whether the socket is connected to itself. `addr` may be any address of this host, or stand for one.
 fn is_itself(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
-    if !addr.ip().is_loopback() || !is_ephemeral(addr.port()) {
+    if !is_ephemeral(addr.port()) {
         return Ok(false);
     }
-    Ok(socket.local_addr()?.as_socket() == Some(addr))
+    let local = socket.local_addr()?.as_socket();
+    let same_port = local.is_some_and(|local| local.port() == addr.port());
+    // Without a peer yet, it has not met anyone.
+    Ok(same_port && socket.peer_addr().is_ok_and(|peer| peer.as_socket() == local))
 }
 
-/// Whether the kernel may choose this port for a connection (ip(7), `ip_local_port_range`).
+/// Whether the kernel may choose this port for a connection (ip(7), `ip_local_port_range`, as it was first
+/// read: a change while this runs is not noticed).
 fn is_ephemeral(port: u16) -> bool {
     static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
     let range = RANGE.get_or_init(|| {
@@ -107,7 +112,7 @@ fn is_ephemeral(port: u16) -> bool {
 }
 
 /// Sends what fits, 0 when nothing does now.
-fn send_now(socket: &Socket, bytes: &[u8]) -> io::Result<usize> {
+fn send_now(socket: &SockRef<'_>, bytes: &[u8]) -> io::Result<usize> {
     if bytes.is_empty() {
         return Ok(0);
     }
@@ -184,8 +189,10 @@ macro_rules! conduit {
             }
 
             fn has_been_drained(&self) -> bool {
-                // A read with room to spare has taken the readiness away, except for that of an end.
+                // A read with room to spare has taken the readiness away, except for that of an end, or of
+                // a failure, which looks like an end as well.
                 self.try_io(Interest::READABLE, || Ok(())).is_ok()
+                    && self.try_io(Interest::ERROR, || Ok(())).is_err()
             }
 
             fn poll_write_more(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

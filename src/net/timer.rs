@@ -17,7 +17,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 /// The time between two ticks: far below any limit that is worth configuring.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(TICK_MS);
+const TICK_MS: u64 = 50;
+/// Ticks in a thousand years: as far ahead as the runtime is asked to sleep.
+const FAR: u64 = 1000 * 365 * 24 * 3600 * 1000 / TICK_MS;
 /// Deadlines fall on multiples of this fraction of their length, so that ten thousand idle connections share
 /// a few dozen wake-ups.
 const GRAIN: u64 = 64;
@@ -106,7 +109,7 @@ impl Timers {
     pub async fn run(&self) {
         loop {
             let wake = self.wheel.borrow().wake;
-            let at = u32::try_from(wake.0).map_or(self.start, |ticks| self.start + TICK * ticks);
+            let at = self.start + Duration::from_millis(wake.0.min(FAR).saturating_mul(TICK_MS));
             tokio::select! {
                 () = self.sooner.notified() => continue,
                 () = sleep_until(at), if wake != Moment::NEVER => {}

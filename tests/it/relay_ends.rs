@@ -5,6 +5,8 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::support::backend::Backend;
 use crate::support::client::{End, connect, read_to_end, read_while, reset, timed};
 use crate::support::hello::to;
@@ -130,6 +132,30 @@ fn a_clients_reset_reaches_the_backend_as_a_reset() {
         );
         let (_, cause, stage) = tunnel.end_of(addr);
         assert_eq!((cause.as_str(), stage.as_str()), ("client", "relay"));
+    }
+}
+
+#[test]
+fn what_was_sent_before_a_reset_arrives_before_it() {
+    let tunnel = Tunnel::new("");
+    for (backend_resets, other_writes) in [(true, false), (true, true), (false, false), (false, true)] {
+        let (client, backend) = tunnel.open();
+        let (mut resetter, mut other) = if backend_resets { (backend, client) } else { (client, backend) };
+        // All of it is there when the proxy looks.
+        tunnel.proxy.process.signal(Signal::STOP);
+        if other_writes {
+            other.write_all(b"meanwhile").unwrap();
+        }
+        resetter.write_all(&[b'x'; 100]).unwrap();
+        reset(resetter);
+        tunnel.proxy.process.signal(Signal::CONT);
+        let reply = read_to_end(&mut other, SOON);
+        assert!(
+            reply.bytes == [b'x'; 100] && reply.end == End::Reset,
+            "{} bytes, {:?}; the backend resets: {backend_resets}, the other writes: {other_writes}",
+            reply.bytes.len(),
+            reply.end
+        );
     }
 }
 

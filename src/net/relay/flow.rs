@@ -139,7 +139,7 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Moves bytes until there is nothing to do; says whether anything passed. When the other direction found
+    /// Moves bytes until there is nothing to do; says whether anything passed, be it the end. When the other direction found
     /// the source failed already, the kernel has told so and now reports a mere end: that is no end of stream
     /// to pass on.
     pub(super) fn poll<S, D>(
@@ -207,12 +207,15 @@ impl<'a> Flow<'a> {
             let bytes = buf.filled();
             if bytes.is_empty() {
                 self.state = State::Ending;
-                return Poll::Ready(false);
+                // The limit of a half-closed relay begins here.
+                return Poll::Ready(true);
             }
             meter.read(self.direction, bytes.len());
             self.mode = self.mode.after_read(bytes.len());
-            // The last bytes and the end of the stream leave in one segment.
-            let more = bytes.len() < room && source.has_been_drained();
+            // The last bytes and the end of the stream leave in one segment. A reset is no end: it would throw
+            // away what waits for one.
+            let more =
+                bytes.len() < room && self.opposite != Opposite::SourceFailed && source.has_been_drained();
             self.write_or_park(cx, destination, bytes, more, meter);
             Poll::Ready(true)
         })
@@ -311,7 +314,10 @@ impl<'a> Flow<'a> {
         };
         let Some(pipe) = lent.pipe() else { return Poll::Ready(false) };
         match ready!(source.poll_fill(cx, pipe)) {
-            Ok(Filled::End) => self.state = State::Ending,
+            Ok(Filled::End) => {
+                self.state = State::Ending;
+                return Poll::Ready(true);
+            }
             Ok(Filled::ByReading) => self.mode = Mode::Copy { large: 0 },
             Ok(Filled::Bytes(n)) => {
                 meter.read(self.direction, n);

@@ -180,6 +180,23 @@ async fn a_half_closed_relay_has_its_own_idle_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_limit_of_a_half_closed_relay_begins_with_the_end_of_stream() {
+    let (end, ()) = with_relay(async |mut client: DuplexStream, mut backend: DuplexStream| {
+        // Longer than the limit of a half-closed one.
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        client.shutdown().await.unwrap();
+        assert_eq!(backend.read(&mut [0]).await.unwrap(), 0, "the end of stream is passed on");
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        backend.write_all(b"late").await.unwrap();
+        let mut answer = [0; 4];
+        client.read_exact(&mut answer).await.unwrap();
+        backend.shutdown().await.unwrap();
+    })
+    .await;
+    assert!(matches!(end, RelayEnd::Done), "{end:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_that_stalls_holds_no_more_than_one_scratch_buffer() {
     let (client, mut down_end) = duplex(16);
     let (backend, mut up_end) = duplex(1 << 20);
