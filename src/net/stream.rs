@@ -71,16 +71,18 @@ async fn connect_tcp(addr: SocketAddr, first: &[u8]) -> io::Result<(Upstream, us
     // Before anything is sent: whatever fails, another backend may still be tried.
     let stream = TcpStream::from_std(socket.into())?;
     // The kernel has shaken hands with its own side before it came back: no need to wait for that.
-    let sent = if addr.ip().is_loopback() { send_now(&SockRef::from(&stream), first)? } else { 0 };
-    if sent > 0 {
-        return Ok((Upstream::Tcp(stream), sent));
-    }
+    let mut sent = if addr.ip().is_loopback() { send_now(&SockRef::from(&stream), first)? } else { 0 };
     if first.is_empty() {
         stream.writable().await?;
         return stream.take_error()?.map_or(Ok((Upstream::Tcp(stream), 0)), Err);
     }
-    // Tells of a failed connection, too.
-    let sent = stream.async_io(Interest::WRITABLE, || SockRef::from(&stream).send(first)).await?;
+    if sent == 0 {
+        // Tells of a failed connection, too.
+        sent = stream.async_io(Interest::WRITABLE, || SockRef::from(&stream).send(first)).await?;
+    }
+    // A backend that sends its answer in small pieces (Nagle, RFC 896) waits for each to be acknowledged. Should
+    // this fail it costs 40 ms; the backend has its bytes and no other may get them.
+    let _ = SockRef::from(&stream).set_tcp_quickack(true);
     Ok((Upstream::Tcp(stream), sent))
 }
 

@@ -1,5 +1,6 @@
 //! Backends: shared in turn, passed over when they refuse, given up on in time.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -142,7 +143,7 @@ fn a_client_that_gives_up_while_the_proxy_connects_leaves_nothing_behind() {
     let sockets = proxy.process.sockets();
     for _ in 0..20 {
         let mut stream = crate::support::client::connect(proxy.addr());
-        std::io::Write::write_all(&mut stream, &to("a.test")).unwrap();
+        stream.write_all(&to("a.test")).unwrap();
         crate::support::client::reset(stream);
     }
     crate::support::wait_for("sockets to be given back", || {
@@ -150,4 +151,32 @@ fn a_client_that_gives_up_while_the_proxy_connects_leaves_nothing_behind() {
             && proxy.metrics().sum("portcullis_connections_active", &[]).abs() < 0.5
     });
     proxy.assert_sound();
+}
+
+/// Nagle's algorithm (RFC 896) keeps a small segment back until the one before it is acknowledged. A proxy that
+/// delays its acknowledgements adds 40 ms to such an answer.
+#[test]
+fn an_answer_in_small_pieces_is_not_delayed() {
+    let hello = to("a.test");
+    let len = hello.len();
+    let backend = Backend::new(move |mut stream| {
+        stream.set_nodelay(false).unwrap();
+        stream.read_exact(&mut vec![0; len]).unwrap();
+        stream.write_all(b"tag:in ").unwrap();
+        stream.write_all(b"pieces\n").unwrap();
+        // Until the client closes.
+        let _ = stream.read(&mut [0]);
+    });
+    let proxy =
+        Proxy::start(&format!("listen = '127.0.0.1:0'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"));
+    let mut times: Vec<Duration> = (0..11)
+        .map(|_| {
+            let (took, outcome) = timed(|| probe(proxy.addr(), &hello));
+            assert_eq!(outcome, served("in pieces"));
+            took
+        })
+        .collect();
+    times.sort();
+    // Linux delays acknowledgements by 40 ms at least.
+    assert!(times[5] < Duration::from_millis(30), "{times:?}");
 }
