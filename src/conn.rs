@@ -6,10 +6,8 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
-
 use crate::config::{ActionConfig, RejectWith};
-use crate::net::Timer;
+use crate::net::{Socket, Timer};
 use crate::peek::Preface;
 use crate::route::{Decision, Query};
 use crate::snapshot::Snapshot;
@@ -53,8 +51,11 @@ async fn establish<'a>(
     record: &mut ConnRecord,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Accepted { socket, at, listener, mut permit, live, .. } = *accepted;
-    let mut stream = TcpStream::from_std(socket).map_err(|error| Termination::from_register(&error))?;
+    let Accepted { socket, waited, at, listener, mut permit, live, .. } = *accepted;
+    let mut stream = Socket::accepted(socket, &cx.reactor);
+    if waited {
+        stream.expect_bytes();
+    }
     let snapshot = cx.shared.snapshot.load_full();
     let limits = peek::Limits::new(&snapshot, listener.index, timer.now());
     let mut said = Vec::new();
@@ -71,6 +72,8 @@ async fn establish<'a>(
             return Err(error.into());
         }
     };
+    // From here on it may be closed at any time; and nothing has been done yet that would be in vain.
+    stream.watch().map_err(|error| Termination::from_register(&error))?;
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
     record.peeked(&preface);
@@ -127,6 +130,6 @@ mod tests {
     #[test]
     fn the_future_of_a_connection_is_small() {
         let size = output_size(serve);
-        assert!(size <= 592, "{size} bytes");
+        assert!(size <= 552, "{size} bytes");
     }
 }

@@ -1,17 +1,21 @@
 //! Sockets and addresses: what the kernel gives, and nothing about routes or configuration.
 
 mod addr;
+mod connect;
 mod listener;
 mod pipe;
+mod reactor;
 mod relay;
+mod socket;
 mod sockopt;
-mod stream;
 mod timer;
 
 pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
+pub use connect::{Place, connect};
 pub use listener::{AcceptedSocket, Listener, bind, probe};
 pub use pipe::{Filled, Pipe};
+pub use reactor::Reactor;
 pub use relay::{Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side};
+pub use socket::Socket;
 pub use sockopt::{BACKLOG, hide_close, reset_on_close};
-pub use stream::{Place, Upstream, connect};
 pub use timer::{Moment, Timer, Timers};

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use metrics::{Counter, Histogram};
 
 use crate::config::PassthroughConfig;
-use crate::net::{Moment, Place, Timer, Upstream as Stream, UpstreamAddr, connect};
+use crate::net::{Moment, Place, Reactor, Socket, Timer, UpstreamAddr, connect};
 use crate::telemetry::{Family, Registry};
 
 mod resolve;
@@ -67,7 +68,7 @@ enum Target {
 #[derive(Debug)]
 pub struct UpstreamConn {
     /// The stream.
-    pub stream: Stream,
+    pub stream: Socket,
     /// How much of the first bytes it has taken.
     pub sent: usize,
     /// The name of the endpoint.
@@ -84,6 +85,7 @@ struct Attempts<'a, 't> {
     limit: Duration,
     /// When all of them end.
     budget: Moment,
+    reactor: &'a Rc<Reactor>,
     timer: &'a mut Timer<'t>,
 }
 
@@ -147,11 +149,16 @@ impl Upstream {
     ///
     /// # Errors
     /// The failure of the last attempt. No backend has taken anything then.
-    pub async fn connect(&self, first: &[u8], timer: &mut Timer<'_>) -> Result<UpstreamConn, ConnectFailure> {
+    pub async fn connect(
+        &self,
+        first: &[u8],
+        reactor: &Rc<Reactor>,
+        timer: &mut Timer<'_>,
+    ) -> Result<UpstreamConn, ConnectFailure> {
         let start = Instant::now();
         // Added one by one: each may be rounded up.
         let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + self.connect_timeout);
-        let mut attempts = Attempts { first, limit: self.connect_timeout, budget, timer };
+        let mut attempts = Attempts { first, limit: self.connect_timeout, budget, reactor, timer };
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.endpoints.len();
         let mut last = ConnectFailure { error: ConnectError::NoEndpoint, endpoint: None };
@@ -184,7 +191,7 @@ impl Endpoint {
         &self,
         turn: usize,
         attempts: &mut Attempts<'_, '_>,
-    ) -> Result<(Stream, usize), ConnectError> {
+    ) -> Result<(Socket, usize), ConnectError> {
         let resolved = match &self.target {
             Target::Name(name, _) => Some(name.addresses()),
             Target::Ip(_) | Target::Unix(_) => None,
@@ -224,9 +231,10 @@ impl Endpoint {
         &self,
         place: Place<'_>,
         attempts: &mut Attempts<'_, '_>,
-    ) -> Result<(Stream, usize), ConnectError> {
+    ) -> Result<(Socket, usize), ConnectError> {
         let until = attempts.budget.min(attempts.timer.now() + attempts.limit);
-        let result = match attempts.timer.timeout_at(until, connect(place, attempts.first)).await {
+        let connecting = connect(place, attempts.first, attempts.reactor);
+        let result = match attempts.timer.timeout_at(until, connecting).await {
             Some(Ok(connected)) => Ok(connected),
             Some(Err(error)) => Err(ConnectError::from_io(error)),
             None => Err(ConnectError::Timeout),

@@ -1,21 +1,23 @@
-//! One data-plane thread: a single-threaded runtime, its own listening sockets, and the connections that
-//! they accept. A connection never leaves its thread, so nothing on its path is shared or locked.
+//! One data-plane thread: an event loop, its own listening sockets, and the connections that they accept. A
+//! connection never leaves its thread, so nothing on its path is shared or locked.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, LocalOptions};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use crate::conn::{Context, ListenerContext, Shared, accept_loop};
-use crate::net::Listener;
+use crate::net::{Listener, Reactor};
 use crate::telemetry::Registry;
 
 /// A listening socket for one worker.
@@ -38,7 +40,7 @@ pub struct WorkerConfig {
     pub pipes: usize,
 }
 
-/// Setting up a runtime and its sockets takes milliseconds.
+/// Setting up an event loop and its sockets takes milliseconds.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Sounds when a worker ends although nobody asked it to.
@@ -61,7 +63,7 @@ impl Worker {
     /// ended, or until `force` is cancelled.
     ///
     /// # Errors
-    /// When the thread, its runtime or its sockets cannot be set up.
+    /// When the thread, its event loop or its sockets cannot be set up.
     pub fn spawn(
         config: WorkerConfig,
         sockets: Vec<WorkerSocket>,
@@ -100,38 +102,46 @@ fn work(
     force: CancellationToken,
     started: &SyncSender<io::Result<()>>,
 ) -> io::Result<()> {
-    let runtime =
-        Builder::new_current_thread().enable_io().enable_time().build_local(LocalOptions::default())?;
-    let cx = Rc::new(Context::new(Arc::clone(&shared), id, pipes));
-    runtime.block_on(async {
-        let clock = Rc::clone(&cx);
-        let clock = tokio::task::spawn_local(async move { clock.timers.run().await });
-        let mut loops = JoinSet::new();
-        for WorkerSocket { socket, listener, name } in sockets {
-            let listener = Rc::new(ListenerContext::new(listener, &name, registry));
-            loops.spawn_local(accept_loop(Listener::new(socket)?, listener, Rc::clone(&cx)));
-        }
-        // Whoever started this waits for it, or has given up.
-        let _ = started.try_send(Ok(()));
-        tokio::select! {
-            () = force.cancelled() => {}
-            _ = clock => {
-                // Without it no deadline holds. It never ends but by a panic.
-                error!(worker = id, "the clock failed");
-                shared.failed.cancel();
-            }
-            () = async {
-                while let Some(result) = loops.join_next().await {
-                    if let Err(error) = result {
-                        error!(worker = id, %error, "an accept loop failed");
-                        shared.failed.cancel();
-                    }
+    let reactor = Reactor::new()?;
+    let cx = Rc::new(Context::new(shared, Rc::clone(&reactor), id, pipes));
+    let listeners = sockets.into_iter().map(|WorkerSocket { socket, listener, name }| {
+        let context = Rc::new(ListenerContext::new(listener, &name, registry));
+        Ok((Listener::new(socket, &reactor)?, context))
+    });
+    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+    let tasks = LocalSet::new();
+    let mut serving = tasks.spawn_local(serve(listeners, Rc::clone(&cx), force));
+    // Whoever started this waits for it, or has given up.
+    let _ = started.try_send(Ok(()));
+    let mut tasks = pin!(tasks);
+    reactor.run(
+        &cx.timers,
+        poll_fn(|task| {
+            // Says whether all tasks have ended, and the last of them is this one.
+            let _ = tasks.as_mut().poll(task);
+            if serving.is_finished() { Pin::new(&mut serving).poll(task).map(drop) } else { Poll::Pending }
+        }),
+    )
+    // Dropping the tasks drops the connections that are left; each tells that it was forced.
+}
+
+/// Accepts until draining begins, and waits until all connections have ended or are to be ended.
+async fn serve(listeners: Vec<(Listener, Rc<ListenerContext>)>, cx: Rc<Context>, force: CancellationToken) {
+    let mut loops = JoinSet::new();
+    for (listener, context) in listeners {
+        loops.spawn_local(accept_loop(listener, context, Rc::clone(&cx)));
+    }
+    tokio::select! {
+        () = force.cancelled() => {}
+        () = async {
+            while let Some(result) = loops.join_next().await {
+                if let Err(error) = result {
+                    error!(%error, "an accept loop failed");
+                    cx.shared.failed.cancel();
                 }
-                cx.all_gone().await;
-            } => {}
-        }
-        debug!(worker = id, "done");
-        io::Result::Ok(())
-    })
-    // Dropping the runtime drops the connections that are left; each tells that it was forced.
+            }
+            cx.all_gone().await;
+        } => {}
+    }
+    debug!("done");
 }

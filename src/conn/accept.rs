@@ -1,6 +1,7 @@
 //! Accepting: every connection goes past the guard before anything is spent on it, and no error ends the
 //! loop.
 
+use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use super::metrics::Action;
 use super::{record, serve};
 use crate::net::{AcceptedSocket, BACKLOG, Listener, reset_on_close};
 
-/// Connections accepted in a row before others of this thread run: a few hundred microseconds of work.
+/// Queued connections taken in a row before others of this thread run.
 const BATCH: u32 = 32;
 /// Pauses when descriptors or memory have run out: the first, doubled up to the last. Short enough that
 /// service is back within a second, long enough that waiting costs next to nothing.
@@ -25,7 +26,6 @@ pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc
     // One future for all rounds: making one takes a lock that all workers share.
     let mut drained = pin!(cx.shared.draining.cancelled());
     let mut shortage = Shortage::default();
-    let mut in_a_row = 0;
     while !cx.shared.draining.is_cancelled() {
         let result = tokio::select! {
             biased;
@@ -35,13 +35,9 @@ pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc
         match result {
             Ok(accepted) => {
                 shortage.over();
-                admit(accepted, &listener, &cx).await;
+                socket.paused(admit(accepted, &listener, &cx)).await;
             }
-            Err(error) => shortage.pause(&error, &listener, &cx).await,
-        }
-        in_a_row += 1;
-        if in_a_row % BATCH == 0 {
-            tokio::task::yield_now().await;
+            Err(error) => socket.paused(shortage.pause(&error, &listener, &cx)).await,
         }
     }
     drain_queue(&socket, &listener, &cx).await;
@@ -71,14 +67,15 @@ fn is_clients_own(error: &io::Error) -> bool {
 /// Starts to serve the connection, or refuses it. At the cap on connections this waits, and with it the
 /// loop, so that the excess stays in the kernel's queue.
 async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
-    let AcceptedSocket { socket, peer } = accepted;
+    let AcceptedSocket { socket, peer, waited } = accepted;
     match cx.shared.guard.admit(peer.ip(), Instant::now()) {
         Ok(mut permit) => {
             permit.wait_for_room().await;
             // The client's deadlines begin now: that it had to wait is not its fault.
             let at = Instant::now();
             let live = cx.live();
-            let accepted = Accepted { socket, client: peer, at, listener: Rc::clone(listener), permit, live };
+            let listener = Rc::clone(listener);
+            let accepted = Accepted { socket, client: peer, waited, at, listener, permit, live };
             drop(tokio::task::spawn_local(serve(Box::new(accepted), Rc::clone(cx))));
         }
         Err(rejection) => {
@@ -116,6 +113,8 @@ impl Shortage {
             warn!(listener = %listener.name, %error, "cannot accept connections; trying again until it works");
         }
         self.pause = (self.pause * 2).clamp(PAUSE.0, PAUSE.1);
-        tokio::time::sleep(self.pause).await;
+        let mut timer = cx.timers.timer();
+        let until = timer.now() + self.pause;
+        timer.timeout_at(until, pending::<()>()).await;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::ListenerMetrics;
 use crate::guard::{ConnPermit, Guard};
-use crate::net::{Scratch, Timers};
+use crate::net::{Reactor, Scratch, Timers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Registry};
 
@@ -39,7 +40,9 @@ pub struct Shared {
 pub struct Context {
     /// What all workers share.
     pub shared: Arc<Shared>,
-    /// Their deadlines; the worker keeps them going.
+    /// What they wait on.
+    pub reactor: Rc<Reactor>,
+    /// Their deadlines, which the reactor keeps going.
     pub timers: Timers,
     pub(super) scratch: Scratch,
     live: Cell<usize>,
@@ -59,11 +62,13 @@ pub struct ListenerContext {
     pub(super) metrics: ListenerMetrics,
 }
 
-/// An admitted connection, not yet registered with the runtime.
+/// An admitted connection, not yet on the event loop.
 #[derive(Debug)]
 pub(crate) struct Accepted {
-    pub(super) socket: std::net::TcpStream,
+    pub(super) socket: OwnedFd,
     pub(super) client: SocketAddr,
+    /// Whether it waited to be accepted.
+    pub(super) waited: bool,
     pub(super) at: Instant,
     pub(super) listener: Rc<ListenerContext>,
     pub(super) permit: ConnPermit,
@@ -82,9 +87,10 @@ const REJECTIONS_TOLD: u32 = 100;
 
 impl Context {
     /// The context of the `worker`th worker, which may have up to `pipes` pipes.
-    pub fn new(shared: Arc<Shared>, worker: u16, pipes: usize) -> Self {
+    pub fn new(shared: Arc<Shared>, reactor: Rc<Reactor>, worker: u16, pipes: usize) -> Self {
         Self {
             shared,
+            reactor,
             timers: Timers::new(),
             scratch: Scratch::new(pipes),
             live: Cell::new(0),

@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::task::{self, Poll, ready};
 
-use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
 use super::context::{Context, Live};
@@ -11,7 +10,7 @@ use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::{Cause, Stage, Termination};
 use crate::guard::ConnPermit;
-use crate::net::{Direction, Meter, Relay, RelayEnd, Timer, Upstream, reset_on_close};
+use crate::net::{Direction, Meter, Relay, RelayEnd, Socket, Timer, reset_on_close};
 use crate::route::RouteId;
 use crate::snapshot::Snapshot;
 use crate::upstream::{ConnectError, ConnectFailure};
@@ -27,14 +26,14 @@ pub(super) struct Established<'a> {
 /// Both ends of a relay. Unless each has got all that there was, closing resets them: nobody must take a
 /// broken stream for a whole one, least of all when the relay is dropped in the middle of it.
 struct Ends {
-    client: TcpStream,
-    upstream: Upstream,
+    client: Socket,
+    upstream: Socket,
     whole: bool,
 }
 
 /// A client that is to be passed through.
 pub(super) struct Client {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Socket,
     /// What it has sent already.
     pub(super) said: Vec<u8>,
     pub(super) tls: bool,
@@ -57,7 +56,7 @@ pub(super) async fn connect<'a>(
         return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
     };
     record.connecting();
-    match backends.upstream.connect(&said, timer).await {
+    match backends.upstream.connect(&said, &cx.reactor, timer).await {
         Ok(connection) => {
             record.connected(connection.endpoint, connection.took);
             record.meter().written(Direction::Up, connection.sent, false);

@@ -5,10 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::refuse::{Refusal, alert};
-use crate::net::{Moment, Scratch, Timer};
+use crate::net::{Moment, Scratch, Socket, Timer};
 use crate::peek::{Detector, HelloError, Preface, Protocol};
 use crate::snapshot::Snapshot;
 
@@ -46,7 +45,7 @@ impl Limits {
 /// with it, to be passed on first. The deadline is absolute: bytes do not renew it. Nothing is held for a
 /// client that has sent nothing.
 pub(super) async fn read_preface(
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     bytes: &mut Vec<u8>,
     scratch: &Scratch,
     limits: Limits,
@@ -72,7 +71,7 @@ pub(super) async fn read_preface(
 /// Reads what is there, up to what a hello may take in all.
 fn poll_once(
     cx: &mut Context<'_>,
-    stream: &mut TcpStream,
+    stream: &mut Socket,
     scratch: &mut [u8],
     bytes: &mut Vec<u8>,
     limits: Limits,

@@ -1,14 +1,15 @@
 //! Refusing a connection: in the client's protocol, by its end, or not at all.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
 use super::record::ConnRecord;
 use crate::config::RejectWith;
-use crate::net::{Direction, Meter, Scratch, Timer, hide_close, reset_on_close};
+use crate::net::{Direction, Meter, Scratch, Socket, Timer, hide_close, reset_on_close};
 
 /// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
 /// would reset the connection and take the alert away before it is read.
@@ -50,7 +51,7 @@ impl Refusal {
 
 /// Refuses the connection; takes at most a second.
 pub(super) async fn refuse(
-    stream: TcpStream,
+    stream: Socket,
     refusal: Refusal,
     record: &ConnRecord,
     scratch: &Scratch,
@@ -70,7 +71,7 @@ pub(super) async fn refuse(
 }
 
 async fn say_and_linger(
-    mut stream: TcpStream,
+    mut stream: Socket,
     alert: &[u8],
     record: &ConnRecord,
     scratch: &Scratch,
@@ -80,12 +81,15 @@ async fn say_and_linger(
     meter.written(Direction::Down, alert.len(), false);
     stream.shutdown().await?;
     for _ in 0..LINGER.1 {
-        stream.readable().await?;
-        match scratch.with(|scratch| stream.try_read(scratch)) {
-            Ok(0) => break,
-            Ok(n) => meter.read(Direction::Up, n),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        let read = poll_fn(|cx| {
+            scratch.with(|scratch| {
+                let mut buf = ReadBuf::new(scratch);
+                Pin::new(&mut stream).poll_read(cx, &mut buf).map_ok(|()| buf.filled().len())
+            })
+        });
+        match read.await? {
+            0 => break,
+            n => meter.read(Direction::Up, n),
         }
     }
     Ok(())

@@ -80,7 +80,7 @@ impl Termination {
         Self { cause, stage, reason: Some(reason) }
     }
 
-    /// The runtime could not watch the socket.
+    /// The event loop could not watch the socket.
     pub(super) fn from_register(_: &io::Error) -> Self {
         Self::new(Cause::Resource, Stage::Accept, "register")
     }

@@ -1,17 +1,24 @@
 //! Listening sockets: one a worker for each address, sharing the port by SO_REUSEPORT.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::addr::ListenAddr;
+use super::reactor::{Interest, Reactor, Ready, Trigger, Watched};
 use super::sockopt;
+
+/// Connections accepted in a row before others of this thread run: a few hundred microseconds of work.
+const BATCH: u32 = 32;
 
 /// Binds one of the sockets that share `addr`. With port 0 the kernel chooses one for the first socket; the
 /// others are bound to the address that the first one has.
@@ -58,33 +65,38 @@ pub fn probe(addr: ListenAddr) -> io::Result<()> {
     socket.bind(&addr.into())
 }
 
-/// A listening socket on a worker's runtime.
+/// A listening socket on a worker's event loop.
 #[derive(Debug)]
-pub struct Listener(AsyncFd<TcpListener>);
+pub struct Listener {
+    socket: Watched<TcpListener>,
+    /// How many to accept before the others of this thread have their turn, and how many of them are left.
+    batch: Cell<u32>,
+    left: Cell<u32>,
+    /// The turn of the loop in which the last one was accepted.
+    turn: Cell<u64>,
+}
 
-/// A connection as it was accepted: not yet known to the runtime, so that refusing it costs only its close.
+/// A connection as it was accepted: not yet known to the event loop, so that refusing it costs only its close.
 #[derive(Debug)]
 pub struct AcceptedSocket {
     /// The connection, non-blocking.
-    pub socket: std::net::TcpStream,
+    pub socket: OwnedFd,
     /// The client.
     pub peer: SocketAddr,
+    /// Whether it waited while others were served: what the client says first is probably there.
+    pub waited: bool,
 }
 
 impl Listener {
-    /// Registers a bound socket with the runtime of this thread.
+    /// A bound socket, on the event loop of this thread.
     ///
     /// # Errors
-    /// When the runtime cannot watch it.
-    ///
-    /// # Panics
-    /// Outside a runtime.
-    #[allow(
-        deprecated,
-        reason = "its successor is unsafe for types that may change their descriptor; this one cannot"
-    )]
-    pub fn new(socket: TcpListener) -> io::Result<Self> {
-        AsyncFd::with_interest(socket, Interest::READABLE).map(Self)
+    /// When it cannot be watched.
+    pub fn new(socket: TcpListener, reactor: &Rc<Reactor>) -> io::Result<Self> {
+        // The kernel tells of the queue as long as it is not empty: no need to find out by accepting.
+        let socket = Watched::new(socket, Trigger::Level, Ready::NOTHING, reactor);
+        socket.watch(Interest::Read)?;
+        Ok(Self { socket, batch: Cell::new(1), left: Cell::new(0), turn: Cell::new(0) })
     }
 
     /// The next connection. Cancel safe.
@@ -92,7 +104,34 @@ impl Listener {
     /// # Errors
     /// What `accept4` says. None of it says that the listener is broken: the next call may succeed.
     pub async fn accept(&self) -> io::Result<AcceptedSocket> {
-        self.0.async_io(Interest::READABLE, accept).await
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&self, cx: &Context<'_>) -> Poll<io::Result<AcceptedSocket>> {
+        loop {
+            ready!(self.socket.poll_readable(cx))?;
+            let turn = self.socket.reactor().turns();
+            let mut waited = true;
+            if self.left.get() == 0 {
+                // Others were left over from the turn before: there is a rush.
+                waited = turn == self.turn.get() + 1;
+                let batch = if waited { self.batch.get().saturating_mul(2).min(BATCH) } else { 1 };
+                self.batch.set(batch);
+                self.left.set(batch);
+            }
+            self.turn.set(turn);
+            self.left.set(self.left.get() - 1);
+            let accepted = accept(self.socket.io());
+            let empty = accepted.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            if empty || self.left.get() == 0 {
+                // The others first; the next event tells whether there are more.
+                self.left.set(0);
+                self.socket.forget(Ready::READ);
+            }
+            if !empty {
+                return Poll::Ready(accepted.map(|accepted| AcceptedSocket { waited, ..accepted }));
+            }
+        }
     }
 
     /// A connection that is queued already.
@@ -100,7 +139,20 @@ impl Listener {
     /// # Errors
     /// `WouldBlock` when none is, or what else `accept4` says.
     pub fn accept_queued(&self) -> io::Result<AcceptedSocket> {
-        accept(self.0.get_ref())
+        accept(self.socket.io())
+    }
+
+    /// Waits for `pause` without being told of connections meanwhile.
+    pub async fn paused<F: Future>(&self, pause: F) -> F::Output {
+        let mut pause = pin!(pause);
+        if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(pause.as_mut().poll(cx))).await {
+            return output;
+        }
+        // Without these the loop turns in vain, or finds its connections a little later.
+        let _ = self.socket.mute();
+        let output = pause.await;
+        let _ = self.socket.unmute();
+        output
     }
 }
 
@@ -110,5 +162,5 @@ fn accept(listener: &TcpListener) -> io::Result<AcceptedSocket> {
     let peer = peer.ok_or_else(|| io::Error::other("a connection without an IP address"))?;
     // An IPv4 client of a dual-stack socket has an IPv4 address, for every list, limit and log.
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    Ok(AcceptedSocket { socket: OwnedFd::into(socket), peer })
+    Ok(AcceptedSocket { socket, peer, waited: true })
 }

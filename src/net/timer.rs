@@ -13,13 +13,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use slab::Slab;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 /// The time between two ticks: far below any limit that is worth configuring.
 const TICK: Duration = Duration::from_millis(TICK_MS);
 const TICK_MS: u64 = 50;
-/// Ticks in a thousand years: as far ahead as the runtime is asked to sleep.
+/// Ticks in a thousand years: as far ahead as anyone counts.
 const FAR: u64 = 1000 * 365 * 24 * 3600 * 1000 / TICK_MS;
 /// Deadlines fall on multiples of this fraction of their length, so that ten thousand idle connections share
 /// a few dozen wake-ups.
@@ -59,8 +58,6 @@ pub struct Timers {
     /// When the clock was read last.
     read: Cell<Moment>,
     wheel: RefCell<Wheel>,
-    /// Something has become due sooner than all else.
-    sooner: Notify,
 }
 
 /// A timer of a task.
@@ -95,29 +92,26 @@ struct Entry {
 }
 
 impl Timers {
-    /// A clock that wakes nobody until [`run`](Self::run) is polled.
+    /// A clock that wakes nobody but when it is turned.
     pub fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            read: Cell::new(Moment(0)),
-            wheel: RefCell::new(Wheel::new()),
-            sooner: Notify::new(),
-        }
+        Self { start: Instant::now(), read: Cell::new(Moment(0)), wheel: RefCell::new(Wheel::new()) }
     }
 
-    /// Wakes whose deadline has come, for ever.
-    pub async fn run(&self) {
-        loop {
-            let wake = self.wheel.borrow().wake;
-            let at = self.start + Duration::from_millis(wake.0.min(FAR).saturating_mul(TICK_MS));
-            tokio::select! {
-                () = self.sooner.notified() => continue,
-                () = sleep_until(at), if wake != Moment::NEVER => {}
-            }
-            // Woken when the wheel is free again: what a waker does is not ours.
-            let due = self.wheel.borrow_mut().advance(self.now());
-            due.into_iter().for_each(Waker::wake);
+    /// Wakes whose deadline has come.
+    pub(super) fn turn(&self) {
+        if self.wheel.borrow().wake > self.now() {
+            return;
         }
+        // Woken when the wheel is free again: what a waker does is not ours.
+        let due = self.wheel.borrow_mut().advance(self.read.get());
+        due.into_iter().for_each(Waker::wake);
+    }
+
+    /// How long until [`turn`](Self::turn) has something to do, if it ever has.
+    pub(super) fn until_next(&self) -> Option<Duration> {
+        let wake = self.wheel.borrow().wake;
+        let at = Duration::from_millis(wake.0.min(FAR).saturating_mul(TICK_MS));
+        (wake != Moment::NEVER).then(|| at.saturating_sub(self.start.elapsed()))
     }
 
     /// The current moment.
@@ -153,9 +147,7 @@ impl Timer<'_> {
         if self.timers.read.get() >= at {
             return Poll::Ready(());
         }
-        if self.timers.wheel.borrow_mut().arm(self.key, at, cx.waker()) {
-            self.timers.sooner.notify_one();
-        }
+        self.timers.wheel.borrow_mut().arm(self.key, at, cx.waker());
         Poll::Pending
     }
 
@@ -193,13 +185,13 @@ impl Wheel {
         self.slots.get_mut(slot).unwrap_or_else(|| unreachable!("the remainder is below the number of slots"))
     }
 
-    /// Sees to it that the entry is woken at `at` or before; says whether that is sooner than anything else.
-    fn arm(&mut self, key: Key, at: Moment, waker: &Waker) -> bool {
-        let Some(entry) = self.entry(key) else { return false };
+    /// Sees to it that the entry is woken at `at` or before.
+    fn arm(&mut self, key: Key, at: Moment, waker: &Waker) {
+        let Some(entry) = self.entry(key) else { return };
         entry.waker.clone_from(waker);
         if entry.place.is_some() {
             if entry.due <= at {
-                return false;
+                return;
             }
             self.unlink(key);
         }
@@ -210,9 +202,7 @@ impl Wheel {
         if let Some(entry) = self.entry(key) {
             (entry.due, entry.place) = (at, place);
         }
-        let sooner = at < self.wake;
         self.wake = self.wake.min(at);
-        sooner
     }
 
     /// Takes the entry out of its slot.
@@ -279,17 +269,28 @@ fn index(count: usize) -> Key {
     Key::try_from(count).unwrap_or_else(|_| unreachable!("fewer than 4 billion connections"))
 }
 
+/// Runs `test` and turns the clock as an event loop does, on the runtime's time.
+#[cfg(test)]
+pub(super) async fn with_clock<F: Future>(timers: &Timers, test: F) -> F::Output {
+    let mut test = pin!(test);
+    let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(output) = test.as_mut().poll(cx) {
+                return Poll::Ready(output);
+            }
+            let Some(wait) = timers.until_next() else { return Poll::Pending };
+            sleep.as_mut().reset(Instant::now() + wait);
+            std::task::ready!(sleep.as_mut().poll(cx));
+            timers.turn();
+        }
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Runs `test` beside the clock.
-    async fn with_clock<F: Future>(timers: &Timers, test: F) -> F::Output {
-        tokio::select! {
-            output = test => output,
-            () = timers.run() => unreachable!("the clock never ends"),
-        }
-    }
 
     /// How late a deadline may be.
     fn slack(asked: Duration) -> Duration {

@@ -18,11 +18,10 @@ use crate::support::proxy::Proxy;
 use crate::support::{SOON, UNLIMITED, until};
 
 /// System calls of the proxy for a TLS 1.3 connection with one request and an answer of 100 bytes, which
-/// passes in five pieces: hello, the server's flight, finished and request, answer, close_notify. Two to
-/// accept, two to register, five for a socket to the backend, two for each piece, three for both ends of
-/// stream, four to forget and close: 26; the rest is seven waits, since each piece waits for its sender, and one
-/// more on a busy machine.
-const LIMIT: usize = 34;
+/// passes in five pieces: hello, the server's flight, finished and request, answer, close_notify. One to
+/// accept, two to watch, five for a socket to the backend, two for each piece, three for both ends of stream, two
+/// to close: 23; the rest is six waits, since each piece waits for its sender, and one more on a busy machine.
+const LIMIT: usize = 30;
 /// Connections that are counted, enough for the ticks of the clock to weigh less than one call.
 const COUNTED: usize = 400;
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::net::Timers;
+use crate::net::timer::with_clock;
 
 #[derive(Default)]
 struct Counts {
@@ -92,10 +93,7 @@ async fn ticking(
     let timers = Timers::new();
     let mut timer = timers.timer();
     let mut relay = Relay::new(prefix, scratch, LIMITS, timer.now());
-    tokio::select! {
-        end = poll_fn(|cx| relay.poll(cx, client, upstream, &mut timer, counts)) => end,
-        () = timers.run() => unreachable!("the clock never ends"),
-    }
+    with_clock(&timers, poll_fn(|cx| relay.poll(cx, client, upstream, &mut timer, counts))).await
 }
 
 proptest! {
