@@ -13,6 +13,7 @@ use crate::route::{Decision, Query};
 use crate::snapshot::Snapshot;
 
 mod accept;
+mod balance;
 mod context;
 mod metrics;
 mod passthrough;
@@ -21,8 +22,9 @@ mod record;
 mod refuse;
 mod termination;
 
-pub use accept::accept_loop;
-use context::Accepted;
+pub use accept::{accept_loop, take_over_loop};
+use balance::Admitted;
+pub use balance::{Inbox, Workers};
 pub use context::{Context, ListenerContext, Shared};
 use metrics::Action;
 use passthrough::{Client, Established};
@@ -30,8 +32,15 @@ use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
 
+/// An admitted connection with its listener, as the worker that serves it sees that.
+#[derive(Debug)]
+struct Accepted {
+    admitted: Admitted,
+    listener: Rc<ListenerContext>,
+}
+
 /// Serves one admitted connection to its end and tells of it.
-pub(crate) async fn serve(accepted: Box<Accepted>, cx: Rc<Context>) {
+async fn serve(accepted: Box<Accepted>, cx: Rc<Context>) {
     let mut timer = cx.timers.timer();
     let mut record = ConnRecord::open(&accepted, Rc::clone(&cx));
     // What only the first moments need is in a box of its own, freed before the relay, which may last for days.
@@ -51,7 +60,8 @@ async fn establish<'a>(
     record: &mut ConnRecord,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Accepted { socket, waited, at, listener, mut permit, live, .. } = *accepted;
+    let Accepted { admitted, listener } = *accepted;
+    let Admitted { socket, waited, at, mut permit, live, .. } = admitted;
     let mut stream = Socket::accepted(socket, &cx.reactor);
     if waited {
         stream.expect_bytes();

@@ -15,7 +15,7 @@ use tracing::info;
 
 use crate::admin::Admin;
 use crate::config::{AdminAddr, Config, ListenerConfig};
-use crate::conn::Shared;
+use crate::conn::{Shared, Workers};
 use crate::drain::{self, Hangup, Readiness};
 use crate::guard::Guard;
 use crate::net::{self, ListenAddr};
@@ -36,6 +36,11 @@ const BUILD: Family =
     Family { name: "portcullis_build_info", help: "The version that runs; always 1.", labels: &["version"] };
 const SOURCES: Family =
     Family { name: "portcullis_ratelimit_keys", help: "Source addresses remembered.", labels: &[] };
+const WORKER: Family = Family {
+    name: "portcullis_worker_connections",
+    help: "Connections that a worker has open; new ones go to another once it has clearly more.",
+    labels: &["worker"],
+};
 const CAP: Family =
     Family { name: "portcullis_connections_limit", help: "The cap on connections in all.", labels: &[] };
 
@@ -196,7 +201,7 @@ impl Bound {
     ///
     /// # Errors
     /// What keeps it from starting. Once it serves, nothing ends it but a signal or a defect in a worker.
-    pub fn run(self, hangup: Hangup) -> Result<(), StartError> {
+    pub fn run(mut self, hangup: Hangup) -> Result<(), StartError> {
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -211,6 +216,10 @@ impl Bound {
         let snapshot = Snapshot::new(&self.config, &mut resolver, &registry);
         resolver.start(control.handle())?;
         let budget = Budget::new(&self.config.limits, self.sockets.len(), self.addresses.len());
+        let (workers, inboxes) = Workers::new(self.sockets.len());
+        let sockets = (0u16..).zip(std::mem::take(&mut self.sockets)).zip(inboxes);
+        let config = |((id, sockets), inbox)| WorkerConfig { id, sockets, inbox, pipes: budget.pipes };
+        let configs = sockets.map(config).collect();
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             guard: Arc::new(Guard::new(&self.config.limits, budget.connections)),
@@ -218,8 +227,9 @@ impl Bound {
             draining: CancellationToken::new(),
             failed: CancellationToken::new(),
             drained: AtomicBool::new(false),
+            workers,
         });
-        let result = self.serve(&control, &shared, &registry, &resolver, budget.pipes, hangup);
+        let result = self.serve(&control, &shared, &registry, &resolver, configs, hangup);
         drop(resolver);
         control.shutdown_timeout(Duration::from_millis(100));
         shared.access_log.flush();
@@ -232,7 +242,7 @@ impl Bound {
         shared: &Arc<Shared>,
         registry: &Arc<Registry>,
         resolver: &Resolver,
-        pipes: usize,
+        configs: Vec<WorkerConfig>,
         hangup: Hangup,
     ) -> Result<(), StartError> {
         let readiness = Arc::new(Readiness::default());
@@ -250,11 +260,9 @@ impl Bound {
             info!(%address, "admin listening");
         }
         let force = CancellationToken::new();
-        let mut workers = Vec::with_capacity(self.sockets.len());
-        for (id, sockets) in (0u16..).zip(self.sockets) {
-            let config = WorkerConfig { id, pipes };
-            let worker =
-                Worker::spawn(config, sockets, Arc::clone(shared), Arc::clone(registry), force.clone());
+        let mut workers = Vec::with_capacity(configs.len());
+        for config in configs {
+            let worker = Worker::spawn(config, Arc::clone(shared), Arc::clone(registry), force.clone());
             workers.push(worker.map_err(StartError::Thread)?);
         }
         for (listener, address) in &self.addresses {
@@ -292,11 +300,17 @@ async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
     let sources = registry.gauge(&SOURCES, &[]);
     #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
     registry.gauge(&CAP, &[]).set(shared.guard.cap() as f64);
+    let loads = (0..shared.workers.live().count()).map(|id| registry.gauge(&WORKER, &[&id.to_string()]));
+    let loads = loads.collect::<Vec<_>>();
     let mut interval = tokio::time::interval(UPKEEP);
     loop {
         interval.tick().await;
         registry.upkeep();
         #[allow(clippy::cast_precision_loss, reason = "the table is bounded")]
         sources.set(shared.guard.known_sources() as f64);
+        for (load, live) in loads.iter().zip(shared.workers.live()) {
+            #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
+            load.set(live as f64);
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! One data-plane thread: an event loop, its own listening sockets, and the connections that they accept. A
-//! connection never leaves its thread, so nothing on its path is shared or locked.
+//! One data-plane thread: an event loop, its own listening sockets, and the connections that they accept, or
+//! that are handed over to it. From then on a connection never leaves its thread, so nothing on its path is
+//! shared or locked.
 
 use std::future::poll_fn;
 use std::io;
@@ -16,7 +17,7 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::conn::{Context, ListenerContext, Shared, accept_loop};
+use crate::conn::{Context, Inbox, ListenerContext, Shared, accept_loop, take_over_loop};
 use crate::net::{Listener, Reactor};
 use crate::telemetry::Registry;
 
@@ -31,11 +32,15 @@ pub struct WorkerSocket {
     pub name: Arc<str>,
 }
 
-/// What a worker is told at its start.
-#[derive(Clone, Copy, Debug)]
+/// What a worker is given at its start.
+#[derive(Debug)]
 pub struct WorkerConfig {
     /// Its number.
     pub id: u16,
+    /// Its listening sockets.
+    pub sockets: Vec<WorkerSocket>,
+    /// Where it finds connections that others have accepted.
+    pub inbox: Inbox,
     /// How many pipes it may have.
     pub pipes: usize,
 }
@@ -59,29 +64,29 @@ impl Drop for Alarm {
 pub struct Worker(JoinHandle<()>);
 
 impl Worker {
-    /// Starts a worker on `sockets`. It runs until draining has begun and its connections have
+    /// Starts a worker. It runs until draining has begun and its connections have
     /// ended, or until `force` is cancelled.
     ///
     /// # Errors
     /// When the thread, its event loop or its sockets cannot be set up.
     pub fn spawn(
         config: WorkerConfig,
-        sockets: Vec<WorkerSocket>,
         shared: Arc<Shared>,
         registry: Arc<Registry>,
         force: CancellationToken,
     ) -> io::Result<Self> {
         let (started, start) = sync_channel(1);
+        let name = format!("worker-{}", config.id);
         let run = move || {
             // Dropped with the thread, whichever way that ends.
             let _alarm = Alarm(Arc::clone(&shared));
             let told = started.clone();
-            if let Err(error) = work(config, sockets, shared, &registry, force, &started) {
+            if let Err(error) = work(config, shared, &registry, force, &started) {
                 // Whoever waits for the start may be told; after it, nothing fails in this way.
                 let _ = told.try_send(Err(error));
             }
         };
-        let thread = std::thread::Builder::new().name(format!("worker-{}", config.id)).spawn(run)?;
+        let thread = std::thread::Builder::new().name(name).spawn(run)?;
         start.recv_timeout(START_DEADLINE).map_err(io::Error::other)??;
         Ok(Self(thread))
     }
@@ -95,22 +100,21 @@ impl Worker {
 }
 
 fn work(
-    WorkerConfig { id, pipes }: WorkerConfig,
-    sockets: Vec<WorkerSocket>,
+    WorkerConfig { id, sockets, inbox, pipes }: WorkerConfig,
     shared: Arc<Shared>,
     registry: &Registry,
     force: CancellationToken,
     started: &SyncSender<io::Result<()>>,
 ) -> io::Result<()> {
     let reactor = Reactor::new()?;
-    let cx = Rc::new(Context::new(shared, Rc::clone(&reactor), id, pipes));
+    let cx = Rc::new(Context::new(shared, Rc::clone(&reactor), id, &inbox, pipes));
     let listeners = sockets.into_iter().map(|WorkerSocket { socket, listener, name }| {
         let context = Rc::new(ListenerContext::new(listener, &name, registry));
         Ok((Listener::new(socket, &reactor)?, context))
     });
     let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
     let tasks = LocalSet::new();
-    let mut serving = tasks.spawn_local(serve(listeners, Rc::clone(&cx), force));
+    let mut serving = tasks.spawn_local(serve(listeners, inbox, Rc::clone(&cx), force));
     // Whoever started this waits for it, or has given up.
     let _ = started.try_send(Ok(()));
     let mut tasks = pin!(tasks);
@@ -126,8 +130,15 @@ fn work(
 }
 
 /// Accepts until draining begins, and waits until all connections have ended or are to be ended.
-async fn serve(listeners: Vec<(Listener, Rc<ListenerContext>)>, cx: Rc<Context>, force: CancellationToken) {
+async fn serve(
+    listeners: Vec<(Listener, Rc<ListenerContext>)>,
+    inbox: Inbox,
+    cx: Rc<Context>,
+    force: CancellationToken,
+) {
     let mut loops = JoinSet::new();
+    let contexts = listeners.iter().map(|(_, context)| Rc::clone(context)).collect();
+    loops.spawn_local(take_over_loop(inbox, contexts, Rc::clone(&cx)));
     for (listener, context) in listeners {
         loops.spawn_local(accept_loop(listener, context, Rc::clone(&cx)));
     }
@@ -136,7 +147,7 @@ async fn serve(listeners: Vec<(Listener, Rc<ListenerContext>)>, cx: Rc<Context>,
         () = async {
             while let Some(result) = loops.join_next().await {
                 if let Err(error) = result {
-                    error!(%error, "an accept loop failed");
+                    error!(%error, "a loop that takes connections failed");
                     cx.shared.failed.cancel();
                 }
             }

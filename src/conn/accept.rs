@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tracing::{debug, warn};
 
-use super::context::{Accepted, Context, ListenerContext};
+use super::balance::{Admitted, Inbox};
+use super::context::{Context, ListenerContext};
 use super::metrics::Action;
-use super::{record, serve};
+use super::{Accepted, record, serve};
 use crate::net::{AcceptedSocket, BACKLOG, Listener, reset_on_close};
 
 /// Queued connections taken in a row before others of this thread run.
@@ -64,8 +65,8 @@ fn is_clients_own(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM))
 }
 
-/// Starts to serve the connection, or refuses it. At the cap on connections this waits, and with it the
-/// loop, so that the excess stays in the kernel's queue.
+/// Starts to serve the connection, hands it over to another worker, or refuses it. At the cap on connections
+/// this waits, and with it the loop, so that the excess stays in the kernel's queue.
 async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
     let AcceptedSocket { socket, peer, waited } = accepted;
     match cx.shared.guard.admit(peer.ip(), Instant::now()) {
@@ -73,10 +74,9 @@ async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc
             permit.wait_for_room().await;
             // The client's deadlines begin now: that it had to wait is not its fault.
             let at = Instant::now();
-            let live = cx.live();
             let listener = Rc::clone(listener);
-            let accepted = Accepted { socket, client: peer, waited, at, listener, permit, live };
-            drop(tokio::task::spawn_local(serve(Box::new(accepted), Rc::clone(cx))));
+            let (index, live) = (listener.index, cx.begin());
+            begin(Admitted { socket, client: peer, waited, at, listener: index, permit, live }, listener, cx);
         }
         Err(rejection) => {
             // No FIN handshake, no state left in the kernel: the cheapest end for us.
@@ -84,6 +84,45 @@ async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc
             listener.metrics.rejected(Some(rejection.as_str()));
             listener.metrics.ended(Action::Reject);
             record::tell_rejection(rejection, peer, listener, cx);
+        }
+    }
+}
+
+/// Serves the connection, here or, when another worker has clearly less to do, there.
+fn begin(mut admitted: Admitted, listener: Rc<ListenerContext>, cx: &Rc<Context>) {
+    if let Some(other) = cx.less_loaded() {
+        let mine = std::mem::replace(&mut admitted.live, other.begin());
+        match other.take_over(admitted) {
+            Ok(()) => return listener.metrics.handed_over.increment(1),
+            Err(returned) => admitted = Admitted { live: mine, ..returned },
+        }
+    }
+    serve_here(admitted, listener, cx);
+}
+
+fn serve_here(admitted: Admitted, listener: Rc<ListenerContext>, cx: &Rc<Context>) {
+    let accepted = Box::new(Accepted { admitted, listener });
+    drop(tokio::task::spawn_local(serve(accepted, Rc::clone(cx))));
+}
+
+/// Serves what other workers have accepted for this one, until draining begins and nothing is on its way.
+pub async fn take_over_loop(mut inbox: Inbox, listeners: Vec<Rc<ListenerContext>>, cx: Rc<Context>) {
+    let mut drained = pin!(cx.shared.draining.cancelled());
+    let mut closed = false;
+    loop {
+        let admitted = tokio::select! {
+            biased;
+            admitted = inbox.next() => admitted,
+            () = &mut drained, if !closed => {
+                inbox.close();
+                closed = true;
+                continue;
+            }
+        };
+        let Some(admitted) = admitted else { return };
+        // All workers have the same listeners.
+        if let Some(listener) = listeners.iter().find(|listener| listener.index == admitted.listener) {
+            serve_here(admitted, Rc::clone(listener), &cx);
         }
     }
 }

@@ -1,19 +1,17 @@
 //! What the connections of a worker share.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::balance::{Inbox, Live, Load, Workers};
 use super::metrics::ListenerMetrics;
-use crate::guard::{ConnPermit, Guard};
+use crate::guard::Guard;
 use crate::net::{Reactor, Scratch, Timers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Registry};
@@ -33,6 +31,8 @@ pub struct Shared {
     pub failed: CancellationToken,
     /// Set when the time to drain is over: what is open then ends for that reason.
     pub drained: AtomicBool,
+    /// The workers.
+    pub workers: Workers,
 }
 
 /// What the connections of one worker share, on its thread.
@@ -45,8 +45,8 @@ pub struct Context {
     /// Their deadlines, which the reactor keeps going.
     pub timers: Timers,
     pub(super) scratch: Scratch,
-    live: Cell<usize>,
-    all_gone: Notify,
+    worker: u16,
+    load: Arc<Load>,
     next_id: Cell<u64>,
     rejections_told: Cell<(u64, u32)>,
     trouble_told: Cell<Option<Instant>>,
@@ -62,23 +62,6 @@ pub struct ListenerContext {
     pub(super) metrics: ListenerMetrics,
 }
 
-/// An admitted connection, not yet on the event loop.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(super) socket: OwnedFd,
-    pub(super) client: SocketAddr,
-    /// Whether it waited to be accepted.
-    pub(super) waited: bool,
-    pub(super) at: Instant,
-    pub(super) listener: Rc<ListenerContext>,
-    pub(super) permit: ConnPermit,
-    pub(super) live: Live,
-}
-
-/// Counts a connection as live until dropped.
-#[derive(Debug)]
-pub(super) struct Live(Rc<Context>);
-
 /// A shortage of this machine is logged at most this often by a worker.
 pub(super) const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 /// Rejected connections told of in the access log, a second and a worker; the rest are only counted, since
@@ -86,15 +69,16 @@ pub(super) const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 const REJECTIONS_TOLD: u32 = 100;
 
 impl Context {
-    /// The context of the `worker`th worker, which may have up to `pipes` pipes.
-    pub fn new(shared: Arc<Shared>, reactor: Rc<Reactor>, worker: u16, pipes: usize) -> Self {
+    /// The context of the `worker`th of the workers, whose `inbox` this is, and which may have up to `pipes`
+    /// pipes.
+    pub fn new(shared: Arc<Shared>, reactor: Rc<Reactor>, worker: u16, inbox: &Inbox, pipes: usize) -> Self {
         Self {
             shared,
             reactor,
             timers: Timers::new(),
             scratch: Scratch::new(pipes),
-            live: Cell::new(0),
-            all_gone: Notify::new(),
+            worker,
+            load: Arc::clone(inbox.load()),
             // Ids are unique in the process: the worker in the upper 16 bits.
             next_id: Cell::new(u64::from(worker) << 48),
             rejections_told: Cell::default(),
@@ -104,18 +88,23 @@ impl Context {
 
     /// Waits until no connection of this worker is open.
     pub async fn all_gone(&self) {
-        while self.live.get() > 0 {
-            self.all_gone.notified().await;
-        }
+        self.load.all_gone().await;
+    }
+
+    /// The worker that is to serve the next connection, when that is not this one.
+    pub(super) fn less_loaded(&self) -> Option<&Arc<Load>> {
+        // Connections are numbered in turn, and so are those who might take them.
+        let turn = usize::try_from(self.next_id.get() & u64::from(u32::MAX)).unwrap_or(0);
+        self.shared.workers.less_loaded_than(self.worker.into(), turn)
+    }
+
+    /// Counts a connection of this worker.
+    pub(super) fn begin(&self) -> Live {
+        self.load.begin()
     }
 
     pub(super) fn next_id(&self) -> u64 {
         self.next_id.replace(self.next_id.get() + 1)
-    }
-
-    pub(super) fn live(self: &Rc<Self>) -> Live {
-        self.live.set(self.live.get() + 1);
-        Live(Rc::clone(self))
     }
 
     /// Whether trouble of this machine is told of now: every connection may meet it.
@@ -133,15 +122,6 @@ impl Context {
         let told = if last == second { told } else { 0 };
         self.rejections_told.set((second, told.saturating_add(1)));
         told < REJECTIONS_TOLD
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.0.live.set(self.0.live.get() - 1);
-        if self.0.live.get() == 0 {
-            self.0.all_gone.notify_one();
-        }
     }
 }
 

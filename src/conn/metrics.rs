@@ -36,6 +36,12 @@ const HELLO_ERRORS: Family = Family {
     labels: &["listener", "reason"],
 };
 
+const HANDED_OVER: Family = Family {
+    name: "portcullis_connections_handed_over_total",
+    help: "Connections accepted by one worker and served by another that had clearly fewer.",
+    labels: &["listener"],
+};
+
 /// The metrics of a listener.
 #[derive(Debug)]
 pub(super) struct ListenerMetrics {
@@ -44,6 +50,7 @@ pub(super) struct ListenerMetrics {
     rejected: [Counter; Termination::REJECTIONS.len()],
     pub(super) accept_shortage: Counter,
     pub(super) accept_other: Counter,
+    pub(super) handed_over: Counter,
     hello_time: Histogram,
     hello_errors: [Counter; PeekError::REASONS.len()],
 }
@@ -68,6 +75,7 @@ impl ListenerMetrics {
             rejected: Termination::REJECTIONS.map(|reason| counter(&REJECTED, reason)),
             accept_shortage: counter(&ACCEPT_ERRORS, "shortage"),
             accept_other: counter(&ACCEPT_ERRORS, "other"),
+            handed_over: registry.counter(&HANDED_OVER, &[listener]),
             hello_time: registry.histogram(&HELLO_TIME, &[listener]),
             hello_errors: PeekError::REASONS.map(|reason| counter(&HELLO_ERRORS, reason)),
         }

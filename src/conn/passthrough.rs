@@ -5,7 +5,8 @@ use std::task::{self, Poll, ready};
 
 use tracing::{debug, warn};
 
-use super::context::{Context, Live};
+use super::balance::Live;
+use super::context::Context;
 use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::{Cause, Stage, Termination};

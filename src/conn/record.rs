@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
-use super::context::{Accepted, Context, ListenerContext};
+use super::Accepted;
+use super::context::{Context, ListenerContext};
 use super::metrics::Action;
 use super::termination::{Stage, Termination};
 use crate::config::LogFormat;
@@ -62,13 +63,13 @@ pub(super) struct TrafficMeter<'a> {
 }
 
 impl ConnRecord {
-    pub(super) fn open(accepted: &Accepted, cx: Rc<Context>) -> Self {
-        accepted.listener.metrics.active.increment(1.0);
+    pub(super) fn open(Accepted { admitted, listener }: &Accepted, cx: Rc<Context>) -> Self {
+        listener.metrics.active.increment(1.0);
         Self {
             id: cx.next_id(),
-            listener: Rc::clone(&accepted.listener),
-            client: accepted.client,
-            started: accepted.at,
+            listener: Rc::clone(listener),
+            client: admitted.client,
+            started: admitted.at,
             cx,
             stage: Stage::Peek,
             action: Action::None,

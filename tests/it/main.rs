@@ -15,6 +15,7 @@
 mod support;
 
 mod architecture;
+mod balance;
 mod cli;
 mod config_samples;
 mod dns;
