@@ -145,7 +145,7 @@ pub struct Relay<'a> {
 #[derive(Debug)]
 struct IdleClock {
     limits: IdleLimits,
-    /// When a byte passed last.
+    /// The turn of the event loop in which a byte passed last.
     active: Moment,
     /// When the relay was looked at last.
     looked: Moment,
@@ -178,7 +178,7 @@ impl<'a> Relay<'a> {
         let upward = up.poll(cx, client, upstream, meter, down.as_opposite());
         let downward = down.poll(cx, upstream, client, meter, up.as_opposite());
         if upward || downward {
-            clock.active = timer.now();
+            clock.active = timer.turned();
         }
         loop {
             if let Some(end) = finished(up, down) {

@@ -116,8 +116,9 @@ impl Timers {
 
     /// The current moment.
     pub fn now(&self) -> Moment {
-        let ticks = self.start.elapsed().as_nanos() / TICK.as_nanos();
-        self.read.set(Moment(u64::try_from(ticks).unwrap_or(u64::MAX)));
+        let passed = self.start.elapsed();
+        let ticks = passed.as_secs() * (1000 / TICK_MS) + u64::from(passed.subsec_millis()) / TICK_MS;
+        self.read.set(Moment(ticks));
         self.read.get()
     }
 
@@ -138,6 +139,12 @@ impl Timer<'_> {
     /// The current moment.
     pub fn now(&self) -> Moment {
         self.timers.now()
+    }
+
+    /// The moment at which the event loop turned last: what happens until it turns again happens then, for
+    /// whoever need not know better. Costs no look at the clock.
+    pub fn turned(&self) -> Moment {
+        self.timers.read.get()
     }
 
     /// Ready once `at` has come, as far as the clock was read: it is read before anyone is woken. Until then
@@ -276,13 +283,13 @@ pub(super) async fn with_clock<F: Future>(timers: &Timers, test: F) -> F::Output
     let mut sleep = pin!(tokio::time::sleep(Duration::ZERO));
     poll_fn(|cx| {
         loop {
+            timers.turn();
             if let Poll::Ready(output) = test.as_mut().poll(cx) {
                 return Poll::Ready(output);
             }
             let Some(wait) = timers.until_next() else { return Poll::Pending };
             sleep.as_mut().reset(Instant::now() + wait);
             std::task::ready!(sleep.as_mut().poll(cx));
-            timers.turn();
         }
     })
     .await

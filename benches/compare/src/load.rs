@@ -5,6 +5,7 @@
 
 mod end;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use self::end::{CHUNK, ENDLESS, End, Side};
+use self::end::{CHUNK, ENDLESS, End, Pace, Side};
 
 /// Connections that are opening at the same time; fewer than any listener's backlog.
 const OPENING: usize = 64;
@@ -27,6 +28,8 @@ const MOST_LATENCIES: usize = 4_000_000;
 const LISTENER: u64 = u64::MAX;
 /// Longest wait for events, so that the end of a window is not missed by much.
 const WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+/// The same while streams wait for their time.
+const SHORT_WAIT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// How long the proxy may take to close its connections to the backend once the clients have gone.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -39,8 +42,8 @@ pub(crate) enum Work {
     Exchange { request: u64, answer: u64 },
     /// An answer, then nothing.
     Hold { answer: u64 },
-    /// Bytes without end, to the client, from it or both.
-    Stream { down: bool, up: bool },
+    /// Bytes without end, to the client, from it or both, at so many MB a second together.
+    Stream { down: bool, up: bool, rate: u64 },
 }
 
 /// One load.
@@ -64,6 +67,9 @@ pub(crate) struct Load<'a> {
     backends: usize,
     opening: usize,
     closing: bool,
+    pace: Pace,
+    /// Ends whose streams wait for their time, in turn.
+    paused: VecDeque<usize>,
     /// What is sent, and where the kernel would put what it drops.
     bytes: Vec<u8>,
     recording: bool,
@@ -78,6 +84,7 @@ pub(crate) struct Load<'a> {
 impl<'a> Load<'a> {
     /// Prepares `plan` against `proxy`, whose backend listens on `listener` (which must not block).
     pub(crate) fn new(proxy: SocketAddr, listener: &'a OwnedFd, plan: Plan) -> rustix::io::Result<Self> {
+        let rate = if let Work::Stream { rate, .. } = plan.work { rate } else { 0 };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
         Ok(Self {
@@ -92,6 +99,8 @@ impl<'a> Load<'a> {
             backends: 0,
             opening: 0,
             closing: false,
+            pace: Pace::new(rate),
+            paused: VecDeque::new(),
             bytes: vec![0xa5; CHUNK],
             recording: false,
             latencies: Vec::new(),
@@ -155,13 +164,15 @@ impl<'a> Load<'a> {
         let left = self.backends;
         self.ends.clear();
         self.free.clear();
+        self.paused.clear();
         self.backends = 0;
         Ok(left)
     }
 
     fn turn(&mut self) -> rustix::io::Result<()> {
         self.events.clear();
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&WAIT)) {
+        let wait = if self.paused.is_empty() { WAIT } else { SHORT_WAIT };
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&wait)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error),
         }
@@ -173,6 +184,17 @@ impl<'a> Load<'a> {
             }
         }
         self.events = events;
+        self.pace.forgive();
+        for _ in 0..self.paused.len() {
+            if !self.pace.allows() {
+                break;
+            }
+            let Some(number) = self.paused.pop_front() else { break };
+            if let Some(end) = self.ends.get_mut(number).and_then(Option::as_mut) {
+                end.paused = false;
+            }
+            self.drive(number, epoll::EventFlags::OUT);
+        }
         Ok(())
     }
 
@@ -196,7 +218,7 @@ impl<'a> Load<'a> {
             }
         }
         // On loopback the handshake is over when connect() returns.
-        end.send(&self.plan.hello, &self.bytes)?;
+        end.send(&self.plan.hello, &self.bytes, &mut self.pace)?;
         self.opening += usize::from(!end.open);
         self.clients += 1;
         self.register(end)
@@ -227,6 +249,9 @@ impl<'a> Load<'a> {
             self.ends.len() - 1
         });
         epoll::add(&self.epoll, &end.socket, epoll::EventData::new_u64(number as u64), end.interest())?;
+        if end.paused {
+            self.paused.push_back(number);
+        }
         if let Some(slot) = self.ends.get_mut(number) {
             *slot = Some(end);
         }
@@ -246,6 +271,9 @@ impl<'a> Load<'a> {
             Ok(stays)
         });
         if stays == Ok(true) {
+            if end.paused && !self.paused.contains(&number) {
+                self.paused.push_back(number);
+            }
             if let Some(slot) = self.ends.get_mut(number) {
                 *slot = Some(end);
             }
@@ -280,7 +308,7 @@ impl<'a> Load<'a> {
                 }
             }
         }
-        end.send(&self.plan.hello, &self.bytes)?;
+        end.send(&self.plan.hello, &self.bytes, &mut self.pace)?;
         Ok(true)
     }
 

@@ -42,6 +42,9 @@ struct Options {
     /// Length of each measuring window, 0.1 to 60
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
+    /// How fast streams go, all together, in MB (10^6 bytes) a second: less than load and proxy can do, 1 to 100000
+    #[arg(long, default_value_t = 1000, value_name = "MB")]
+    rate: u64,
     /// Idle connections to hold; each takes two descriptors here and two of the proxy
     #[arg(long, default_value_t = 8000, value_name = "COUNT")]
     idle: usize,
@@ -63,6 +66,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
         "both addresses must be on loopback: these loads are not for networks"
     );
     ensure!((0.1..=60.0).contains(&options.seconds), "--seconds is 0.1 to 60");
+    ensure!((1..=100_000).contains(&options.rate), "--rate is 1 to 100000");
     let tree = Tree::of(options.pid);
     if tree.is_empty() {
         bail!("there is no process {}", options.pid);
@@ -85,17 +89,17 @@ fn run(options: &Options) -> anyhow::Result<()> {
         let work = Work::Hold { answer: 1000 };
         print(&bench.idle(Plan { hello: post_quantum.clone(), work, clients: options.idle })?)?;
     }
-    for (name, kind, clients, work) in loads() {
+    for (name, kind, clients, work) in loads(options.rate) {
         print(&bench.window(name, Plan { hello: client_hello(kind, NAME), work, clients })?)?;
     }
     Ok(())
 }
 
 /// All loads with a window: name, hello, connections at once, what happens on each.
-fn loads() -> [(&'static str, Kind, usize, Work); 7] {
+fn loads(rate: u64) -> [(&'static str, Kind, usize, Work); 7] {
     let connect = Work::Connect { answer: 3000 };
     let exchange = Work::Exchange { request: 200, answer: 1000 };
-    let stream = |down, up| Work::Stream { down, up };
+    let stream = |down, up| Work::Stream { down, up, rate };
     [
         ("connect_classic", Kind::Classic, 64, connect),
         ("connect_pq", Kind::PostQuantum, 64, connect),

@@ -12,6 +12,40 @@ pub(super) const CHUNK: usize = 256 * 1024;
 /// Without an end: bytes to send or to come.
 pub(super) const ENDLESS: u64 = u64::MAX;
 
+/// Bytes that may be sent late: what comes in 10 ms at the usual rate.
+const ARREARS: u64 = 10_000_000;
+/// Bytes of a stream that are sent at a time.
+const BURST: usize = 128 * 1024;
+
+/// How fast streams may go, all together.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Bytes a microsecond, or MB a second.
+    rate: u64,
+    since: Instant,
+    sent: u64,
+}
+
+impl Pace {
+    pub(super) fn new(rate: u64) -> Self {
+        Self { rate, since: Instant::now(), sent: 0 }
+    }
+
+    /// Whether another burst is due.
+    pub(super) fn allows(&self) -> bool {
+        self.sent < self.due()
+    }
+
+    /// What was not sent in time is not made up for later: the other side could not take it.
+    pub(super) fn forgive(&mut self) {
+        self.sent = self.sent.max(self.due().saturating_sub(ARREARS));
+    }
+
+    fn due(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX).saturating_mul(self.rate)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     Client,
@@ -35,16 +69,28 @@ pub(super) struct End {
     pub(super) open: bool,
     /// Whether writability is waited for.
     pub(super) writes: bool,
+    /// Whether the stream waits until more may be sent.
+    pub(super) paused: bool,
 }
 
 impl End {
     pub(super) fn new(socket: OwnedFd, side: Side) -> Self {
         let since = Instant::now();
-        Self { socket, side, hello: 0, owed: 0, due: ENDLESS, since, open: false, writes: false }
+        Self {
+            socket,
+            side,
+            hello: 0,
+            owed: 0,
+            due: ENDLESS,
+            since,
+            open: false,
+            writes: false,
+            paused: false,
+        }
     }
 
     pub(super) fn to_send(&self) -> bool {
-        self.hello > 0 || self.owed > 0
+        !self.paused && (self.hello > 0 || self.owed > 0)
     }
 
     pub(super) fn interest(&self) -> epoll::EventFlags {
@@ -67,18 +113,26 @@ impl End {
         }
     }
 
-    /// Sends what is to be sent as far as it goes; of a stream one chunk, so that all get their turn.
-    pub(super) fn send(&mut self, hello: &[u8], filling: &[u8]) -> rustix::io::Result<()> {
+    /// Sends what is to be sent as far as it goes; of a stream what `pace` allows at a time, so that all get
+    /// their turn.
+    pub(super) fn send(&mut self, hello: &[u8], filling: &[u8], pace: &mut Pace) -> rustix::io::Result<()> {
         while self.to_send() {
+            if self.hello == 0 && self.owed == ENDLESS && !pace.allows() {
+                self.paused = true;
+                break;
+            }
             let bytes = if self.hello > 0 {
                 hello.get(hello.len() - self.hello..).unwrap_or_default()
             } else {
-                let most = usize::try_from(self.owed).unwrap_or(CHUNK).min(filling.len());
-                filling.get(..most).unwrap_or_default()
+                let most = usize::try_from(self.owed).unwrap_or(BURST);
+                filling.get(..most.min(filling.len())).unwrap_or_default()
             };
             match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL) {
                 Ok(count) if self.hello > 0 => self.hello -= count,
-                Ok(_) if self.owed == ENDLESS => break,
+                Ok(count) if self.owed == ENDLESS => {
+                    pace.sent += count as u64;
+                    break;
+                }
                 Ok(count) => self.owed -= count as u64,
                 Err(Errno::AGAIN | Errno::INTR) => break,
                 Err(error) => return Err(error),

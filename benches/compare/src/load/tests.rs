@@ -32,8 +32,17 @@ fn connections_and_exchanges_are_counted_and_timed() {
 #[test]
 fn streams_move_bytes_in_each_direction() {
     for (down, up) in [(true, false), (false, true), (true, true)] {
-        run(Work::Stream { down, up }, 50_000_000, |_| ());
+        run(Work::Stream { down, up, rate: 100_000 }, 50_000_000, |_| ());
     }
+}
+
+#[test]
+fn streams_keep_to_their_pace() {
+    let start = Instant::now();
+    let units = run(Work::Stream { down: true, up: true, rate: 100 }, 20_000_000, |load| load.units);
+    // 100 MB a second are 20 MB in 200 ms; at most a burst of each end comes early.
+    assert!(start.elapsed() > Duration::from_millis(180), "{units} bytes in {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{units} bytes in {:?}", start.elapsed());
 }
 
 #[test]
