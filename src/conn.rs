@@ -83,7 +83,7 @@ async fn establish<'a>(
         }
     };
     // From here on it may be closed at any time; and nothing has been done yet that would be in vain.
-    stream.watch().map_err(|error| Termination::from_register(&error))?;
+    stream.watch().map_err(|_| Termination::unwatched())?;
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
     record.peeked(&preface);

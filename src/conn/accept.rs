@@ -50,7 +50,7 @@ pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc
 async fn drain_queue(socket: &Listener, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
     for round in 1..=BACKLOG {
         match socket.accept_queued() {
-            Ok(accepted) => admit(accepted, listener, cx).await,
+            Ok(accepted) => socket.paused(admit(accepted, listener, cx)).await,
             Err(error) if is_clients_own(&error) => {}
             Err(_) => return,
         }

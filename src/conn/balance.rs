@@ -48,7 +48,7 @@ pub(super) struct Admitted {
     pub(super) client: SocketAddr,
     /// Whether it waited to be accepted.
     pub(super) waited: bool,
-    /// When its deadlines began.
+    /// When it was accepted.
     pub(super) at: Instant,
     /// The index of its listener in the configuration.
     pub(super) listener: usize,

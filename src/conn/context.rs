@@ -47,6 +47,8 @@ pub struct Context {
     pub(super) scratch: Scratch,
     worker: u16,
     load: Arc<Load>,
+    /// Whose turn it is to be looked at as one who might take a connection.
+    turn: Cell<usize>,
     next_id: Cell<u64>,
     rejections_told: Cell<(u64, u32)>,
     trouble_told: Cell<Option<Instant>>,
@@ -79,6 +81,7 @@ impl Context {
             scratch: Scratch::new(pipes),
             worker,
             load: Arc::clone(inbox.load()),
+            turn: Cell::new(0),
             // Ids are unique in the process: the worker in the upper 16 bits.
             next_id: Cell::new(u64::from(worker) << 48),
             rejections_told: Cell::default(),
@@ -93,8 +96,7 @@ impl Context {
 
     /// The worker that is to serve the next connection, when that is not this one.
     pub(super) fn less_loaded(&self) -> Option<&Arc<Load>> {
-        // Connections are numbered in turn, and so are those who might take them.
-        let turn = usize::try_from(self.next_id.get() & u64::from(u32::MAX)).unwrap_or(0);
+        let turn = self.turn.replace(self.turn.get().wrapping_add(1));
         self.shared.workers.less_loaded_than(self.worker.into(), turn)
     }
 

@@ -1,9 +1,11 @@
 //! Reading the first bytes of a connection until it is known what it is.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::refuse::{Refusal, alert};
@@ -29,6 +31,8 @@ pub(super) enum PeekError {
     Closed,
     /// The connection failed.
     Reset,
+    /// The event loop could not watch it.
+    Unwatched,
     /// A ClientHello that is none.
     Hello(HelloError),
 }
@@ -78,7 +82,7 @@ fn poll_once(
 ) -> Poll<Result<(), PeekError>> {
     let room = limits.max_hello.saturating_sub(bytes.len()).clamp(1, scratch.len());
     let mut buf = ReadBuf::new(scratch.get_mut(..room).unwrap_or_default());
-    ready!(Pin::new(stream).poll_read(cx, &mut buf)).map_err(|_| PeekError::Reset)?;
+    ready!(Pin::new(stream).poll_read(cx, &mut buf)).map_err(PeekError::from_read)?;
     if buf.filled().is_empty() {
         return Poll::Ready(Err(PeekError::Closed));
     }
@@ -92,10 +96,11 @@ fn poll_once(
 
 impl PeekError {
     /// The words for the variants in logs and metrics.
-    pub(super) const REASONS: [&str; 12] = [
+    pub(super) const REASONS: [&str; 13] = [
         "hello_timeout",
         "closed",
         "reset",
+        "unwatched",
         "too_large",
         "not_handshake",
         "record_length",
@@ -107,12 +112,21 @@ impl PeekError {
         "bad_name",
     ];
 
+    /// What a failed read means: the kernel's limits of what can be watched are never the client's doing.
+    fn from_read(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(Errno::NOSPC | Errno::NOMEM) => Self::Unwatched,
+            _ => Self::Reset,
+        }
+    }
+
     /// The word for it.
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Timeout => "hello_timeout",
             Self::Closed => "closed",
             Self::Reset => "reset",
+            Self::Unwatched => "unwatched",
             Self::Hello(HelloError::TooLarge) => "too_large",
             Self::Hello(HelloError::NotHandshake) => "not_handshake",
             Self::Hello(HelloError::RecordLength) => "record_length",
@@ -129,14 +143,14 @@ impl PeekError {
     pub(super) fn is_refused(&self) -> bool {
         match self {
             Self::Timeout | Self::Hello(_) => true,
-            Self::Closed | Self::Reset => false,
+            Self::Closed | Self::Reset | Self::Unwatched => false,
         }
     }
 
     /// How the client is told (RFC 8446 §6.2).
     pub(super) fn refusal(&self) -> Refusal {
         match self {
-            Self::Timeout | Self::Closed | Self::Reset => Refusal::Close,
+            Self::Timeout | Self::Closed | Self::Reset | Self::Unwatched => Refusal::Close,
             Self::Hello(
                 HelloError::NotHandshake | HelloError::NotClientHello | HelloError::TrailingBytes,
             ) => Refusal::Alert(alert::UNEXPECTED_MESSAGE),

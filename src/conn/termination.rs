@@ -80,9 +80,9 @@ impl Termination {
         Self { cause, stage, reason: Some(reason) }
     }
 
-    /// The event loop could not watch the socket.
-    pub(super) fn from_register(_: &io::Error) -> Self {
-        Self::new(Cause::Resource, Stage::Accept, "register")
+    /// The event loop could not watch the client's socket.
+    pub(super) fn unwatched() -> Self {
+        PeekError::Unwatched.into()
     }
 
     /// The connection was dropped at `stage` without an end of its own; `drained`: because the time to
@@ -110,6 +110,7 @@ impl From<PeekError> for Termination {
         let cause = match &error {
             PeekError::Timeout => Cause::ClientTimeout,
             PeekError::Closed | PeekError::Reset | PeekError::Hello(_) => Cause::Client,
+            PeekError::Unwatched => Cause::Resource,
         };
         Self::new(cause, Stage::Peek, error.reason())
     }

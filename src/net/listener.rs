@@ -126,7 +126,7 @@ impl Listener {
             if empty || self.left.get() == 0 {
                 // The others first; the next event tells whether there are more.
                 self.left.set(0);
-                self.socket.forget(Ready::READ);
+                self.socket.forget(if empty { Ready::READABLE } else { Ready::READ });
             }
             if !empty {
                 return Poll::Ready(accepted.map(|accepted| AcceptedSocket { waited, ..accepted }));
@@ -148,11 +148,9 @@ impl Listener {
         if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(pause.as_mut().poll(cx))).await {
             return output;
         }
-        // Without these the loop turns in vain, or finds its connections a little later.
-        let _ = self.socket.mute();
-        let output = pause.await;
-        let _ = self.socket.unmute();
-        output
+        // Should this fail, the loop turns in vain meanwhile. Whoever accepts next watches it again.
+        let _ = self.socket.unwatch();
+        pause.await
     }
 }
 

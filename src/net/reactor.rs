@@ -27,6 +27,8 @@ use super::timer::Timers;
 const EVENTS: usize = 256;
 /// The longest wait, far below what epoll_wait(2) can count in milliseconds.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// What tells a reader: bytes, urgent ones among them, and the end of the stream.
+const READ: EventFlags = EventFlags::IN.union(EventFlags::PRI).union(EventFlags::RDHUP);
 /// The key of the descriptor by which other threads wake this one; sources have smaller ones.
 const WAKE: u64 = u64::MAX;
 
@@ -252,19 +254,23 @@ impl<T: AsFd> Watched<T> {
                     self.flags(interest),
                 )?;
             }
-            (Interest::Read, Interest::ReadWrite) => self.modify(self.flags(interest))?,
+            (Interest::Read, Interest::ReadWrite) => {
+                let flags = self.flags(interest);
+                epoll::modify(&self.reactor.epoll, &self.io, EventData::new_u64(self.key), flags)?;
+            }
         }
         self.source(|source| source.watched = interest);
         Ok(())
     }
 
-    /// Tells nobody of it any more, until [`unmute`](Self::unmute).
-    pub(super) fn mute(&self) -> io::Result<()> {
-        self.modify(EventFlags::empty())
-    }
-
-    pub(super) fn unmute(&self) -> io::Result<()> {
-        self.modify(self.flags(self.source(|source| source.watched)))
+    /// No longer watches it, until somebody waits for it again.
+    ///
+    /// # Errors
+    /// When it is not watched.
+    pub(super) fn unwatch(&self) -> io::Result<()> {
+        epoll::delete(&self.reactor.epoll, &self.io)?;
+        self.source(|source| source.watched = Interest::Nothing);
+        Ok(())
     }
 
     /// Ready when reading may give something, be it an end or an error.
@@ -342,6 +348,11 @@ impl<T: AsFd> Watched<T> {
         self.source(|source| source.ready = source.ready.and(bits));
     }
 
+    /// Whether it has urgent data, or had when all was last read.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.source(|source| source.ready.any(Ready::URGENT))
+    }
+
     /// Whether the peer has ended its stream, and not failed.
     pub(super) fn is_ending(&self) -> bool {
         self.source(|source| source.ready.any(Ready::READ_CLOSED) && !source.ready.any(Ready::ERROR))
@@ -352,10 +363,6 @@ impl<T: AsFd> Watched<T> {
         f(sources.get(self.key).unwrap_or_else(|| unreachable!("a source is removed when it is dropped")))
     }
 
-    fn modify(&self, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::modify(&self.reactor.epoll, &self.io, EventData::new_u64(self.key), flags)?)
-    }
-
     fn flags(&self, interest: Interest) -> EventFlags {
         let trigger = match self.trigger {
             Trigger::Edge => EventFlags::ET,
@@ -364,8 +371,8 @@ impl<T: AsFd> Watched<T> {
         trigger
             | match interest {
                 Interest::Nothing => EventFlags::empty(),
-                Interest::Read => EventFlags::IN | EventFlags::RDHUP,
-                Interest::ReadWrite => EventFlags::IN | EventFlags::RDHUP | EventFlags::OUT,
+                Interest::Read => READ,
+                Interest::ReadWrite => READ | EventFlags::OUT,
             }
     }
 }
@@ -393,7 +400,8 @@ impl Ready {
     const READ_CLOSED: Self = Self(4);
     const WRITE_CLOSED: Self = Self(8);
     const ERROR: Self = Self(16);
-    const READABLE: Self = Self(1 | 4 | 16);
+    const URGENT: Self = Self(32);
+    pub(super) const READABLE: Self = Self(1 | 4 | 16 | 32);
     const WRITABLE: Self = Self(2 | 8 | 16);
 
     fn any(self, bits: Self) -> bool {
@@ -417,6 +425,7 @@ impl From<EventFlags> for Ready {
             (EventFlags::RDHUP, Self::READ_CLOSED),
             (EventFlags::HUP, Self::READ_CLOSED.and(Self::WRITE_CLOSED)),
             (EventFlags::ERR, Self::ERROR),
+            (EventFlags::PRI, Self::URGENT),
         ];
         let bits = bits.into_iter().filter(|(flag, _)| flags.contains(*flag));
         bits.fold(Self::NOTHING, |ready, (_, bits)| ready.and(bits))

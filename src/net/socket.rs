@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt::socket_error};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -57,7 +58,7 @@ impl Socket {
                 self.0.learn(Ready::WRITE);
                 Ok(n)
             }
-            Err(error) if io::Error::from(error).kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(Errno::AGAIN) => Ok(0),
             Err(error) => Err(error.into()),
         }
     }
@@ -94,8 +95,8 @@ impl AsyncRead for Socket {
         let room = buf.initialize_unfilled();
         let read = |socket: &OwnedFd| Ok(recv(socket, &mut *room, RecvFlags::empty())?.0);
         let n = ready!(self.0.poll_read_with(cx, read))?;
-        if (1..room.len()).contains(&n) {
-            // That was all: reading again would only say so.
+        if (1..room.len()).contains(&n) && !self.0.is_urgent() {
+            // That was all: reading again would only say so. A read stops before urgent data, however.
             self.0.forget(Ready::READ);
         }
         buf.advance(n);
@@ -113,7 +114,11 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(shutdown(&*self, Shutdown::Write)?))
+        match shutdown(&*self, Shutdown::Write) {
+            // The peer has reset it, or both have ended: it is told no more, and what it has sent may be unread.
+            Ok(()) | Err(Errno::NOTCONN) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
     }
 }
 

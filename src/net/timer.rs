@@ -3,7 +3,7 @@
 //! A runtime's own timers wake its event loop whenever a deadline is set that comes before all others, which
 //! for connections is nearly always: a system call and a turn of the loop for a deadline that is almost never
 //! met. Here setting one costs a few instructions, and no more is woken than has become due. A deadline is
-//! never early, and late by at most two ticks and a sixty-fourth of its length.
+//! never early, counted from the look at the clock that it began with, and late by at most two ticks and a sixty-fourth of its length.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

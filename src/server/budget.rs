@@ -8,8 +8,8 @@ use crate::config::Limits;
 /// Kept for logs, the control runtime and what libraries open; for 64 connections to the admin server; for
 /// 32 names looked up at once over both families.
 const RESERVED: u64 = 64 + 64 + 64;
-/// A worker's runtime has an epoll instance, its copy and an event descriptor.
-const PER_WORKER: u64 = 3;
+/// A worker's event loop has an epoll instance and an event descriptor.
+const PER_WORKER: u64 = 2;
 /// For each address a worker has a listening socket, and may hold one connection that waits for room.
 const PER_ADDRESS: u64 = 2;
 /// A relayed connection has the client's and the backend's.
@@ -74,11 +74,11 @@ mod tests {
     fn all_together_stay_below_the_limit() {
         for (files, workers, addresses) in [(1024, 1, 1), (4096, 64, 2), (20_000, 2, 2), (1 << 20, 1024, 4)] {
             let budget = Budget::of(files, workers, addresses);
-            let each = 3 + 2 * addresses + 2 * budget.pipes;
+            let each = 2 + 2 * addresses + 2 * budget.pipes;
             let used = 2 * budget.connections + workers * each;
             assert!(used <= usize::try_from(files).unwrap(), "{files} files, {workers} workers: {budget:?}");
         }
-        assert_eq!(Budget::of(20_000, 2, 1), Budget { connections: 9643, pipes: 128 });
+        assert_eq!(Budget::of(20_000, 2, 1), Budget { connections: 9644, pipes: 128 });
         assert_eq!(Budget::of(64, 1, 1), Budget { connections: 16, pipes: 4 });
     }
 }

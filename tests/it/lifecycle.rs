@@ -239,3 +239,28 @@ fn the_quickstart_runs_as_it_is_printed() {
     process.signal(Signal::INT);
     assert_eq!(process.wait(SOON).code(), Some(0));
 }
+
+/// With clients in the queue and no room for them, a drain waits for room without burning a core.
+#[test]
+fn a_drain_at_the_cap_waits_quietly() {
+    let backend = Backend::tagged("a");
+    let mut proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\ntimeouts = {{ drain = '8s' }}\n\
+         connection_limit = {{ per_ip = 'off', before_hello = 'off', total = 2 }}\n\
+         [[route]]\nsni = 'a.test'\nto = '{}'\n",
+        backend.addr()
+    ));
+    let mut open = (0..2).map(|_| held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test"))).collect::<Vec<_>>();
+    let queued = (0..12).map(|_| connect(proxy.addr())).collect::<Vec<_>>();
+    proxy.process.signal(Signal::TERM);
+    until("draining", SOON, || proxy.logged("draining").pop());
+    // Room for one: whoever waits for it goes on, takes the next, and waits again.
+    open.pop();
+    wait_for("the next to be served", || proxy.access_log().len() == 1);
+    let before = proxy.process.cpu();
+    std::thread::sleep(Duration::from_millis(500));
+    let used = proxy.process.cpu() - before;
+    assert!(used < Duration::from_millis(100), "{used:?} of 500 ms");
+    drop((open, queued));
+    assert!(proxy.process.wait(SOON).success());
+}

@@ -288,3 +288,18 @@ fn a_route_has_its_own_limits() {
     assert_ne!(reply.end, End::Open);
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
+
+/// A read stops before urgent data, however much follows; the urgent byte itself is not passed on.
+#[test]
+fn what_follows_urgent_data_is_not_held_up() {
+    let tunnel = Tunnel::new("");
+    let (mut client, mut backend) = tunnel.open();
+    // All is there when the proxy reads.
+    tunnel.proxy.process.signal(Signal::STOP);
+    client.write_all(b"before").unwrap();
+    rustix::net::send(&client, b"!", rustix::net::SendFlags::OOB).unwrap();
+    client.write_all(b"after").unwrap();
+    tunnel.proxy.process.signal(Signal::CONT);
+    let got = read_while(&mut backend, SOON, |bytes| bytes.len() < b"beforeafter".len());
+    assert_eq!(got.bytes, b"beforeafter");
+}

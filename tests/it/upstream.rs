@@ -10,6 +10,7 @@ use crate::support::UNLIMITED;
 use crate::support::backend::{Backend, UnixBackend};
 use crate::support::client::{Outcome, probe, served, timed};
 use crate::support::hello::to;
+use crate::support::netns::{Host, with_hosts};
 use crate::support::proxy::Proxy;
 
 const INTERNAL_ERROR: Outcome = Outcome::Alert(80);
@@ -128,12 +129,38 @@ fn a_black_hole_is_given_up_on_in_time() {
 fn behind_a_black_hole_the_next_backend_serves() {
     let (_listener, _fillers, hole) = black_hole();
     let good = Backend::tagged("good");
-    let proxy = proxy_to(&format!("'{hole}', '{good}'"), "timeouts = { connect = '300ms' }");
-    for _ in 0..4 {
-        let (took, outcome) = timed(|| probe(proxy.addr(), &to("a.test")));
-        assert_eq!(outcome, served("good"));
-        assert!(took < Duration::from_millis(1500), "{took:?}");
+    // Shorter than the clock's tick, and longer.
+    for limit in ["20ms", "300ms"] {
+        let settings = format!("timeouts = {{ connect = '{limit}' }}");
+        let proxy = proxy_to(&format!("'{hole}', '{good}'"), &settings);
+        for _ in 0..4 {
+            let (took, outcome) = timed(|| probe(proxy.addr(), &to("a.test")));
+            assert_eq!(outcome, served("good"), "{limit}");
+            assert!(took < Duration::from_millis(1500), "{limit}: {took:?}");
+        }
     }
+}
+
+/// Where nobody listens and the kernel chooses the very port for the proxy's end, that end meets itself.
+#[test]
+fn a_connection_to_itself_is_none_at_whatever_address() {
+    with_hosts(|| {
+        let host = Host::new();
+        host.execute("ip address add 10.9.9.9/32 dev lo", "");
+        // Four ports to choose from: one time in a few it is the one.
+        let range = || std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40003");
+        host.run(range).expect("a writable /proc/sys/net");
+        host.run(|| {
+            for addr in ["127.0.0.1", "127.0.0.2", "10.9.9.9"] {
+                let proxy = Proxy::start(&format!(
+                    "listen = '127.0.0.1:2443'\n{UNLIMITED}[[route]]\nsni = 'a.test'\nto = '{addr}:40000'\n"
+                ));
+                for _ in 0..20 {
+                    assert_eq!(probe(proxy.addr(), &to("a.test")), INTERNAL_ERROR, "{addr}");
+                }
+            }
+        });
+    });
 }
 
 #[test]

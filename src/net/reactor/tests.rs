@@ -157,3 +157,21 @@ fn a_listener_that_pauses_does_not_turn_the_loop() {
     });
     assert!(turns <= 5, "{turns} turns");
 }
+
+#[test]
+fn to_end_what_the_peer_has_reset_is_no_failure() {
+    let (reactor, timers) = (Reactor::new().unwrap(), Timers::new());
+    let (listener, addr) = listen();
+    let mut near = TcpStream::connect(addr).unwrap();
+    listener.set_nonblocking(false).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    near.write_all(b"unread").unwrap();
+    // Closed with bytes unread: a reset.
+    drop(far);
+    near.set_nonblocking(true).unwrap();
+    let mut socket = Socket::accepted(near.into(), &reactor);
+    run(&reactor, &timers, async {
+        assert!(socket.read(&mut [0]).await.is_err());
+        socket.shutdown().await.unwrap();
+    });
+}

@@ -12,10 +12,8 @@ pub(super) const CHUNK: usize = 256 * 1024;
 /// Without an end: bytes to send or to come.
 pub(super) const ENDLESS: u64 = u64::MAX;
 
-/// Bytes that may be sent late: what comes in 10 ms at the usual rate.
-const ARREARS: u64 = 10_000_000;
-/// Bytes of a stream that are sent at a time.
-const BURST: usize = 128 * 1024;
+/// What may be sent late, in microseconds of the rate.
+const ARREARS: u64 = 10_000;
 
 /// How fast streams may go, all together.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ impl Pace {
 
     /// What was not sent in time is not made up for later: the other side could not take it.
     pub(super) fn forgive(&mut self) {
-        self.sent = self.sent.max(self.due().saturating_sub(ARREARS));
+        self.sent = self.sent.max(self.due().saturating_sub(ARREARS * self.rate));
     }
 
     fn due(&self) -> u64 {
@@ -124,7 +122,7 @@ impl End {
             let bytes = if self.hello > 0 {
                 hello.get(hello.len() - self.hello..).unwrap_or_default()
             } else {
-                let most = usize::try_from(self.owed).unwrap_or(BURST);
+                let most = usize::try_from(self.owed).unwrap_or(CHUNK);
                 filling.get(..most.min(filling.len())).unwrap_or_default()
             };
             match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL) {
