@@ -95,8 +95,8 @@ impl AsyncRead for Socket {
         let room = buf.initialize_unfilled();
         let read = |socket: &OwnedFd| Ok(recv(socket, &mut *room, RecvFlags::empty())?.0);
         let n = ready!(self.0.poll_read_with(cx, read))?;
-        if (1..room.len()).contains(&n) && !self.0.is_urgent() {
-            // That was all: reading again would only say so. A read stops before urgent data, however.
+        if (1..room.len()).contains(&n) {
+            // That was all: reading again would only say so. Unless it stopped before urgent data, which is known.
             self.0.forget(Ready::READ);
         }
         buf.advance(n);
