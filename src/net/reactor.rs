@@ -348,6 +348,11 @@ impl<T: AsFd> Watched<T> {
         self.source(|source| source.ready = source.ready.and(bits));
     }
 
+    /// Whether it has urgent data, or had when all was last read.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.source(|source| source.ready.any(Ready::URGENT))
+    }
+
     /// Whether the peer has ended its stream, and not failed.
     pub(super) fn is_ending(&self) -> bool {
         self.source(|source| source.ready.any(Ready::READ_CLOSED) && !source.ready.any(Ready::ERROR))
