@@ -42,7 +42,8 @@ fn ports_of_one_worker(proxy: &Proxy) -> Vec<u16> {
         let client = stream.local_addr().unwrap();
         // Leaves nothing behind that would keep the port.
         reset(stream);
-        if worker(proxy, client) == 0 {
+        // The same port may come again.
+        if worker(proxy, client) == 0 && !ports.contains(&client.port()) {
             ports.push(client.port());
         }
         if ports.len() == COUNT {
