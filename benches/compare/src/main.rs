@@ -43,8 +43,11 @@ struct Options {
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// How fast streams go, all together, in MB (10^6 bytes) a second: less than load and proxy can do, 1 to 100000
-    #[arg(long, default_value_t = 1000, value_name = "MB")]
+    #[arg(long, default_value_t = 1500, value_name = "MB")]
     rate: u64,
+    /// Only these loads, with commas; all others are left out
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
     /// Idle connections to hold; each takes two descriptors here and two of the proxy
     #[arg(long, default_value_t = 8000, value_name = "COUNT")]
     idle: usize,
@@ -90,6 +93,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
         print(&bench.idle(Plan { hello: post_quantum.clone(), work, clients: options.idle })?)?;
     }
     for (name, kind, clients, work) in loads(options.rate) {
+        if !options.only.is_empty() && !options.only.iter().any(|only| only == name) {
+            continue;
+        }
         print(&bench.window(name, Plan { hello: client_hello(kind, NAME), work, clients })?)?;
     }
     Ok(())
