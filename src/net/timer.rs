@@ -36,7 +36,8 @@ impl Moment {
 
     /// The first moment that serves as one at which `duration` has certainly passed.
     fn after(self, duration: Duration) -> Self {
-        let ticks = u64::try_from(duration.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX);
+        let part = u64::from(duration.subsec_nanos().div_ceil(TICK.subsec_nanos()));
+        let ticks = duration.as_secs().saturating_mul(1000 / TICK_MS).saturating_add(part);
         // One more: the current tick began before now.
         let sum = self.0.saturating_add(ticks).saturating_add(1);
         Self(sum.checked_next_multiple_of((ticks / GRAIN).max(1)).unwrap_or(u64::MAX))
