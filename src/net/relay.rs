@@ -151,21 +151,12 @@ struct IdleClock {
     looked: Moment,
     /// When the relay begins to last; `NEVER` once it does.
     lasts: Moment,
-    /// When the timer wakes the relay, set while it had this shape.
-    set: Option<(Shape, Moment)>,
-}
-
-/// What decides which limits there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
-    half_closed: bool,
-    stalled: bool,
 }
 
 impl<'a> Relay<'a> {
     /// A relay that begins now. `prefix` are bytes that the client sent already; they go first.
     pub fn new(prefix: Box<[u8]>, scratch: &'a Scratch, limits: IdleLimits, now: Moment) -> Self {
-        let clock = IdleClock { limits, active: now, looked: now, lasts: now + LASTING, set: None };
+        let clock = IdleClock { limits, active: now, looked: now, lasts: now + LASTING };
         let up = Flow::new(Direction::Up, prefix, scratch);
         Self { up, down: Flow::new(Direction::Down, Box::default(), scratch), clock }
     }
@@ -193,15 +184,10 @@ impl<'a> Relay<'a> {
             if let Some(end) = finished(up, down) {
                 return Poll::Ready(end);
             }
-            if clock.is_set(Shape::of(up, down), timer.turned()) {
-                return Poll::Pending;
-            }
             let half_closed = [&*up, down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction());
             let stalled = [&*up, down].iter().find(|flow| flow.is_stalled()).map(|flow| flow.direction());
             let deadline = clock.deadline(half_closed.is_some());
-            let wake = clock.wake(deadline, stalled.is_some());
-            if timer.poll(cx, wake).is_pending() {
-                clock.set = Some((Shape::of(up, down), wake));
+            if timer.poll(cx, clock.wake(deadline, stalled.is_some())).is_pending() {
                 return Poll::Pending;
             }
             let now = timer.now();
@@ -219,22 +205,7 @@ impl<'a> Relay<'a> {
     }
 }
 
-impl Shape {
-    fn of(up: &Flow<'_>, down: &Flow<'_>) -> Self {
-        Self {
-            half_closed: up.has_ended() || down.has_ended(),
-            stalled: up.is_stalled() || down.is_stalled(),
-        }
-    }
-}
-
 impl IdleClock {
-    /// Whether the timer is set and need not be set anew: as long as the shape is the same, what passes only
-    /// moves the limits away.
-    fn is_set(&self, shape: Shape, now: Moment) -> bool {
-        self.set.is_some_and(|(set_for, wake)| set_for == shape && now < wake)
-    }
-
     fn deadline(&self, half_closed: bool) -> Moment {
         self.active + if half_closed { self.limits.half_closed } else { self.limits.open }
     }
