@@ -258,6 +258,7 @@ fn a_drain_at_the_cap_waits_quietly() {
     open.pop();
     wait_for("the next to be served", || proxy.access_log().len() == 1);
     let before = proxy.process.cpu();
+    // The figure is one of time: how much of half a second is spent while waiting.
     std::thread::sleep(Duration::from_millis(500));
     let used = proxy.process.cpu() - before;
     assert!(used < Duration::from_millis(100), "{used:?} of 500 ms");

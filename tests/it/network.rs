@@ -413,13 +413,13 @@ fn a_download_after_the_clients_fin_arrives_whole() {
                 backend.set_write_timeout(Some(SOON)).unwrap();
                 send(&backend, 1, 0..LEN, |_| ()).unwrap();
             });
-            receive(&client, 1, 0..LEN, |_| ()).unwrap();
+            // With pauses, so that it is the client that is waited for: the backend's bytes are then always there.
+            receive(&client, 1, 0..LEN, pacer(Duration::from_millis(4), MIB)).unwrap();
             assert_end(&client);
         });
         let line = net.proxy.access_line_of(client.local_addr().unwrap());
         assert_eq!((&line["cause"], &line["bytes_out"]), (&"done".into(), &LEN.into()), "{line}");
-        // It streams; how much of it, the pace of the machine decides.
-        assert!(line["bytes_spliced"].as_u64().unwrap() > LEN as u64 / 10, "{line}");
+        assert!(line["bytes_spliced"].as_u64().unwrap() > LEN as u64 / 2, "{line}");
         net.proxy.assert_sound();
     });
 }
