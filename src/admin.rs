@@ -3,22 +3,26 @@
 use std::convert::Infallible;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::mpsc::Sender;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::{debug, warn};
 
 use crate::config::{AdminAddr, AdminConfig};
+use crate::control::{self, Generation, Kept, Outcome};
 use crate::drain::Readiness;
 use crate::guard::Acl;
 use crate::telemetry::Registry;
@@ -54,6 +58,8 @@ struct SocketFile(PathBuf);
 struct State {
     registry: Arc<Registry>,
     readiness: Arc<Readiness>,
+    serving: Arc<ArcSwap<Generation>>,
+    requests: Sender<control::Request>,
 }
 
 impl Admin {
@@ -88,9 +94,15 @@ impl Admin {
         }
     }
 
-    /// Answers requests until the runtime ends.
-    pub async fn serve(self, registry: Arc<Registry>, readiness: Arc<Readiness>) {
-        let state = Arc::new(State { registry, readiness });
+    /// Answers requests until the runtime ends; what they ask for beside answers goes to `requests`.
+    pub async fn serve(
+        self,
+        registry: Arc<Registry>,
+        readiness: Arc<Readiness>,
+        serving: Arc<ArcSwap<Generation>>,
+        requests: Sender<control::Request>,
+    ) {
+        let state = Arc::new(State { registry, readiness, serving, requests });
         let result = match self.socket {
             Socket::Tcp(listener) => serve_tcp(listener, self.acl, state).await,
             Socket::Unix(listener, file) => serve_unix(listener, file, state).await,
@@ -152,8 +164,8 @@ fn serve_one(
     let state = Arc::clone(state);
     tokio::spawn(async move {
         let service = hyper::service::service_fn(move |request| {
-            let response = answer(&request, &state);
-            async { Ok::<_, Infallible>(response) }
+            let state = Arc::clone(&state);
+            async move { Ok::<_, Infallible>(answer(&request, &state).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -166,16 +178,21 @@ fn serve_one(
     });
 }
 
-fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
-        response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
+async fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
+    let read = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {
+        "/api/v1/reload" => match *request.method() {
+            Method::POST if is_foreign(request) => {
+                text(StatusCode::FORBIDDEN, "not for pages of other origins\n".to_owned())
+            }
+            Method::POST => reload(state).await,
+            _ => only("POST"),
+        },
+        _ if !read => only("GET, HEAD"),
+        "/api/v1/config" => json(StatusCode::OK, &state.serving.load().to_json()),
         "/metrics" => {
             let mut response = text(StatusCode::OK, state.registry.render());
-            let format = hyper::header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             response.headers_mut().insert(CONTENT_TYPE, format);
             response
         }
@@ -188,10 +205,49 @@ fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
     }
 }
 
+/// Whether a browser sends this for a page that is not ours: whoever has one open would be asking unawares
+/// (Fetch Standard, `Origin` header; DNS rebinding shows in `Host`).
+fn is_foreign(request: &Request<Incoming>) -> bool {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let own = name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    request.headers().contains_key(ORIGIN) || !own
+}
+
+async fn reload(state: &State) -> Response<Full<Bytes>> {
+    let (reply, answered) = oneshot::channel();
+    if state.requests.try_send(control::Request::Reload(reply)).is_err() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "busy or about to end\n".to_owned());
+    }
+    match answered.await {
+        Ok(outcome) => {
+            let status = match &outcome {
+                Outcome::Reloaded { .. } => StatusCode::OK,
+                Outcome::Kept { why: Kept::BadConfig, .. } => StatusCode::UNPROCESSABLE_ENTITY,
+                Outcome::Kept { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            json(status, &outcome.to_json())
+        }
+        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "about to end\n".to_owned()),
+    }
+}
+
+fn only(methods: &'static str) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
+    let mut response = text(status, format!("{value:#}\n"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
 }

@@ -10,9 +10,12 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::{Config, ConfigErrors};
 use crate::telemetry::logs::{self, LogStyle};
 
+mod ask;
 mod check;
+mod diff;
 mod explain;
 mod quickstart;
+mod reload;
 mod run;
 
 /// A layer-4 TCP and TLS passthrough proxy that routes by SNI without decrypting.
@@ -35,6 +38,10 @@ enum Verb {
     Run(run::Run),
     /// Read a configuration, run its tests, and print the order in which routes are tried.
     Check(check::Check),
+    /// Let a running process read its configuration again; on any error it goes on with the old one.
+    Reload(reload::Reload),
+    /// Tell what a reload would change, and what needs a restart.
+    Diff(diff::Diff),
     /// Show what becomes of a connection, and why: each rule tried, the winner, the limits, the backends.
     Explain(explain::Explain),
     /// Try it out: two TLS servers and a proxy in front of them, on loopback, with certificates of their own.
@@ -111,6 +118,8 @@ impl Cli {
             }
             Verb::Check(check) => check.run(),
             Verb::Explain(explain) => explain.run(),
+            Verb::Reload(reload) => reload.run(),
+            Verb::Diff(diff) => diff.run(),
             Verb::Schema => print(&format!("{:#}\n", crate::config::json_schema())),
             Verb::Completions { shell } => {
                 let mut script = Vec::new();

@@ -17,6 +17,7 @@ use crate::net::{ListenAddr, UpstreamAddr};
 use crate::peek::{Protocol, ServerName};
 
 mod decode;
+mod diff;
 mod error;
 mod file;
 mod overlap;
@@ -30,10 +31,12 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use diff::{Change, diff, fixed};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use pattern::{NamePattern, NameRegex};
 pub use schema::json_schema;
 pub use units::Rate;
+pub use values::AdminAddrError;
 
 /// A whole configuration, resolved: defaults filled in, every value parsed and checked.
 #[derive(Clone, Debug)]
@@ -163,7 +166,7 @@ pub struct Policies {
 }
 
 /// Limits by source address and in all; they act at accept, before a byte is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Only these networks may connect; empty means all. The longest prefix of `allow` and `deny` decides.
     pub allow: Vec<IpNet>,
@@ -357,6 +360,15 @@ impl fmt::Display for RouteKey {
     }
 }
 
+impl fmt::Display for AdminAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(socket) => socket.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 impl fmt::Display for LogTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -379,6 +391,14 @@ impl fmt::Display for RejectWith {
     }
 }
 
+impl Effective {
+    /// As an object of `key`, `value` and `origin`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let origin = self.origin.as_ref().map(ToString::to_string);
+        serde_json::json!({ "key": self.key, "value": self.value, "origin": origin })
+    }
+}
+
 impl Config {
     /// Reads, parses and resolves the file at `path` and the files it includes.
     ///
@@ -386,6 +406,11 @@ impl Config {
     /// Every error found in any of the files, each with its place and a hint.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         resolve::resolve(source::read(path)?)
+    }
+
+    /// The admin address that the file at `path` gives, whatever else is wrong with it.
+    pub fn admin_of(path: &Path) -> Option<AdminAddr> {
+        resolve::admin_of(&source::read(path).ok()?)
     }
 
     /// Parses and resolves `text`; `name` stands for the file in messages. `include` is relative to the

@@ -25,26 +25,19 @@ mod termination;
 pub use accept::{accept_loop, take_over_loop};
 use balance::Admitted;
 pub use balance::{Inbox, Workers};
-pub use context::{Context, ListenerContext, Shared};
+pub use context::{Address, Context, ListenerContext, Shared};
 use metrics::Action;
 use passthrough::{Client, Established};
 use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
 
-/// An admitted connection with its listener, as the worker that serves it sees that.
-#[derive(Debug)]
-struct Accepted {
-    admitted: Admitted,
-    listener: Rc<ListenerContext>,
-}
-
 /// Serves one admitted connection to its end and tells of it.
-async fn serve(accepted: Box<Accepted>, cx: Rc<Context>) {
+async fn serve(admitted: Box<Admitted>, cx: Rc<Context>) {
     let mut timer = cx.timers.timer();
-    let mut record = ConnRecord::open(&accepted, Rc::clone(&cx));
+    let mut record = ConnRecord::open(&admitted, Rc::clone(&cx));
     // What only the first moments need is in a box of its own, freed before the relay, which may last for days.
-    let mut established = match Box::pin(establish(accepted, &cx, &mut record, &mut timer)).await {
+    let mut established = match Box::pin(establish(admitted, &cx, &mut record, &mut timer)).await {
         Ok(established) => established,
         Err(ended) => return record.finish(ended),
     };
@@ -55,19 +48,18 @@ async fn serve(accepted: Box<Accepted>, cx: Rc<Context>) {
 
 /// Peeks, routes and connects; refuses what comes to nothing.
 async fn establish<'a>(
-    accepted: Box<Accepted>,
+    admitted: Box<Admitted>,
     cx: &'a Context,
     record: &mut ConnRecord,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Accepted { admitted, listener } = *accepted;
-    let Admitted { socket, waited, at, mut permit, live, .. } = admitted;
+    let Admitted { socket, waited, at, listener, mut permit, live, .. } = *admitted;
     let mut stream = Socket::accepted(socket, &cx.reactor);
     if waited {
         stream.expect_bytes();
     }
     let snapshot = cx.shared.snapshot.load_full();
-    let limits = peek::Limits::new(&snapshot, listener.index, timer.now());
+    let limits = peek::Limits::new(&snapshot, &listener.name, timer.now());
     let mut said = Vec::new();
     let peeked = peek::read_preface(&mut stream, &mut said, &cx.scratch, limits, timer).await;
     record.received(&said);

@@ -21,13 +21,24 @@ const DRAINING: u8 = 2;
 /// What SIGHUP means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hangup {
-    /// Nothing: a service outlives terminals.
-    Ignored,
+    /// To read the configuration again.
+    Reloads,
     /// The end: what runs in a terminal goes with it.
     Ends,
 }
 
-/// The signals that end the server.
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signalled {
+    /// To stop; the name of the signal.
+    Stop(&'static str),
+    /// To read the configuration again.
+    Reload,
+    /// To open the logs again.
+    Reopen,
+}
+
+/// The signals that the server listens to.
 #[derive(Debug)]
 pub struct Signals {
     on_hangup: Hangup,
@@ -72,23 +83,26 @@ impl Signals {
         })
     }
 
-    /// The name of the next signal that asks to stop. Others that are sent out of habit are no reason to
-    /// end, as they are by default. Cancel safe.
-    async fn next(&mut self) -> &'static str {
-        loop {
-            let ignored = tokio::select! {
-                _ = self.terminate.recv() => return "SIGTERM",
-                _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => match self.on_hangup {
-                    Hangup::Ends => return "SIGHUP",
-                    Hangup::Ignored => "SIGHUP",
-                },
-                _ = self.reopen.recv() => "SIGUSR1",
-            };
-            warn!(
-                signal = ignored,
-                "ignored: neither reload nor reopening of logs is there yet; restart instead"
-            );
+    /// What the next signal asks for. Cancel safe.
+    pub async fn next(&mut self) -> Signalled {
+        tokio::select! {
+            _ = self.terminate.recv() => Signalled::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Signalled::Stop("SIGINT"),
+            _ = self.hangup.recv() => match self.on_hangup {
+                Hangup::Ends => Signalled::Stop("SIGHUP"),
+                Hangup::Reloads => Signalled::Reload,
+            },
+            _ = self.reopen.recv() => Signalled::Reopen,
+        }
+    }
+
+    /// The name of the next signal that asks to stop; others wait for [`Signals::next`]. Cancel safe.
+    pub async fn stop(&mut self) -> &'static str {
+        let hangup_ends = self.on_hangup == Hangup::Ends;
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv(), if hangup_ends => "SIGHUP",
         }
     }
 }
@@ -96,20 +110,12 @@ impl Signals {
 /// What is forced ends at once; a worker that does not is stuck and left behind.
 const FORCE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Waits for the first signal, or for a worker to fail, then begins to drain.
-pub async fn until_stopped(
-    signals: &mut Signals,
-    readiness: &Readiness,
-    shared: &Shared,
-    deadline: Duration,
-) {
-    let why = tokio::select! {
-        signal = signals.next() => signal,
-        () = shared.failed.cancelled() => "a worker failed",
-    };
+/// Begins to drain: no more is accepted, and whoever asks is told that no more is wanted.
+pub fn begin(why: &str, readiness: &Readiness, shared: &Shared, deadline: Duration) {
     readiness.set_draining();
     shared.draining.cancel();
-    info!(signal = why, open = shared.guard.open(), deadline_s = deadline.as_secs(), "draining");
+    let open = shared.guard.load().open();
+    info!(signal = why, open, deadline_s = deadline.as_secs(), "draining");
 }
 
 /// Waits until all connections have `ended`; forces them by a second signal or after `deadline`.
@@ -122,7 +128,7 @@ pub async fn force_when_due(
 ) {
     tokio::select! {
         () = ended.cancelled() => return,
-        signal = signals.next() => warn!(signal, "a second signal: closing what is open"),
+        signal = signals.stop() => warn!(signal, "a second signal: closing what is open"),
         () = tokio::time::sleep(deadline) => {
             shared.drained.store(true, Ordering::Release);
             warn!("the time to drain is over: closing what is open");

@@ -3,7 +3,8 @@
 //! The way of a connection through the modules, from the top down; imports go the same way:
 //!
 //! - [`cli`] is the command line, one file a verb.
-//! - [`server`] binds and builds what is shared; [`drain`] ends it; [`admin`] answers questions meanwhile.
+//! - [`server`] binds and builds what is shared, and takes other configurations; [`drain`] ends it; [`admin`]
+//!   answers questions meanwhile and passes on what is asked for by [`control`].
 //! - [`worker`] is one data-plane thread with its sockets.
 //! - [`conn`] is the life of a connection: accept, guard, peek, route, relay, one line in the log.
 //! - [`snapshot`] is one generation of the configuration at work.
@@ -15,6 +16,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod conn;
+pub mod control;
 pub mod drain;
 pub mod guard;
 pub mod net;

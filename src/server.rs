@@ -1,24 +1,26 @@
-//! The composition root: binds, builds what is shared, starts the workers and the control runtime, and ends
-//! them again.
+//! The composition root: binds, builds what is shared, starts the workers and the control runtime, takes
+//! other configurations, and ends it all again.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::{Receiver, UnboundedSender, channel, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admin::Admin;
-use crate::config::{AdminAddr, Config, ListenerConfig};
-use crate::conn::{Shared, Workers};
-use crate::drain::{self, Hangup, Readiness};
+use crate::config::{Config, ConfigErrors};
+use crate::conn::{Inbox, Shared, Workers};
+use crate::control::{REQUESTS, Request};
+use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
-use crate::net::{self, ListenAddr};
 use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
@@ -26,8 +28,12 @@ use crate::upstream::{ResolveError, Resolver};
 use crate::worker::{Worker, WorkerConfig, WorkerSocket};
 
 mod budget;
+mod listening;
+mod reload;
 
 use budget::{Budget, raise_descriptor_limit};
+use listening::{Group, Listening};
+use reload::{First, Live};
 
 /// How often histograms are folded and gauges of bounded tables are set.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -64,6 +70,12 @@ pub enum StartError {
     /// The access log cannot be opened.
     #[error("cannot open the access log {0}")]
     AccessLog(String, #[source] io::Error),
+    /// The configuration is not valid.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// There is nothing to read again.
+    #[error("the configuration is not from a file")]
+    NoFile,
     /// Names of backends cannot be resolved at all.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -85,8 +97,9 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Bound {
     config: Config,
-    sockets: Vec<Vec<WorkerSocket>>,
-    addresses: Vec<(Arc<str>, SocketAddr)>,
+    file: Option<PathBuf>,
+    workers: usize,
+    sockets: Vec<Group>,
     admin: Option<Admin>,
 }
 
@@ -100,6 +113,8 @@ impl StartError {
         match self {
             Self::Bind { source, .. } | Self::Admin(_, source) => source.kind() == io::ErrorKind::AddrInUse,
             Self::AccessLog(..)
+            | Self::Config(_)
+            | Self::NoFile
             | Self::Resolve(_)
             | Self::Thread(_)
             | Self::Worker
@@ -110,72 +125,27 @@ impl StartError {
 }
 
 impl Server {
-    /// Runs the assertions of `config` and binds its addresses, one socket a worker for each.
+    /// Runs the assertions of `config` and binds its addresses, one socket a worker for each. `file` is where
+    /// the configuration is read again when that is asked for.
     ///
     /// # Errors
     /// The assertions that fail, or the first address that cannot be bound.
-    pub fn bind(config: Config, workers: Option<NonZeroUsize>) -> Result<Bound, StartError> {
+    pub fn bind(
+        config: Config,
+        file: Option<PathBuf>,
+        workers: Option<NonZeroUsize>,
+    ) -> Result<Bound, StartError> {
         run_assertions(&config)?;
         raise_descriptor_limit();
         let workers = workers
             .or_else(|| config.workers.and_then(NonZeroUsize::new))
             .or_else(|| std::thread::available_parallelism().ok())
-            .unwrap_or(NonZeroUsize::MIN);
-        let mut sockets: Vec<Vec<WorkerSocket>> = (0..workers.get()).map(|_| Vec::new()).collect();
-        probe(&config)?;
-        let mut addresses = Vec::new();
-        for (index, listener) in config.listeners.iter().enumerate() {
-            for address in &listener.bind {
-                let bound = bind_group(*address, workers.get())
-                    .map_err(|error| not_bound(listener, address, error))?;
-                addresses.push((Arc::clone(&listener.name), bound.address));
-                for (worker, socket) in sockets.iter_mut().zip(bound.sockets) {
-                    worker.push(WorkerSocket { socket, listener: index, name: Arc::clone(&listener.name) });
-                }
-            }
-        }
+            .map_or(1, NonZeroUsize::get);
+        let sockets = listening::bind(&config, workers)?;
         let admin = config.admin.as_ref().map(|admin| {
-            Admin::bind(admin).map_err(|source| StartError::Admin(admin_name(&admin.bind), source))
+            Admin::bind(admin).map_err(|source| StartError::Admin(admin.bind.to_string(), source))
         });
-        Ok(Bound { sockets, addresses, admin: admin.transpose()?, config })
-    }
-}
-
-/// The sockets of one address.
-struct Group {
-    address: SocketAddr,
-    sockets: Vec<TcpListener>,
-}
-
-/// Finds out whether another program has one of the addresses: SO_REUSEPORT would let it share them. All
-/// before the first is bound, so that an address and a wildcard over it do not find each other.
-fn probe(config: &Config) -> Result<(), StartError> {
-    for listener in &config.listeners {
-        for address in &listener.bind {
-            net::probe(*address).map_err(|error| not_bound(listener, address, error))?;
-        }
-    }
-    Ok(())
-}
-
-fn not_bound(listener: &ListenerConfig, address: &ListenAddr, source: io::Error) -> StartError {
-    StartError::Bind { address: address.to_string(), listener: listener.name.to_string(), source }
-}
-
-fn bind_group(address: ListenAddr, workers: usize) -> io::Result<Group> {
-    let first = net::bind(address)?;
-    let bound = first.local_addr()?;
-    let mut sockets = vec![first];
-    for _ in 1..workers {
-        sockets.push(net::bind(address.with_port(bound.port()))?);
-    }
-    Ok(Group { address: bound, sockets })
-}
-
-fn admin_name(bind: &AdminAddr) -> String {
-    match bind {
-        AdminAddr::Tcp(addr) => addr.to_string(),
-        AdminAddr::Unix(path) => format!("unix:{}", path.display()),
+        Ok(Bound { admin: admin.transpose()?, config, file, workers, sockets })
     }
 }
 
@@ -191,17 +161,22 @@ pub fn run_assertions(config: &Config) -> Result<(), StartError> {
     if failed.is_empty() { Ok(()) } else { Err(StartError::Assertions(failed)) }
 }
 
+fn open_access_log(config: &Config, registry: &Registry) -> Result<AccessLog, StartError> {
+    AccessLog::open(&config.access_log, registry)
+        .map_err(|source| StartError::AccessLog(config.access_log.to.to_string(), source))
+}
+
 impl Bound {
     /// The bound addresses with the names of their listeners.
-    pub fn addresses(&self) -> &[(Arc<str>, SocketAddr)] {
-        &self.addresses
+    pub fn addresses(&self) -> impl Iterator<Item = (&Arc<str>, SocketAddr)> {
+        self.sockets.iter().map(|group| (&group.listener, group.bound))
     }
 
     /// Serves until told to stop by a signal, then drains.
     ///
     /// # Errors
     /// What keeps it from starting. Once it serves, nothing ends it but a signal or a defect in a worker.
-    pub fn run(mut self, hangup: Hangup) -> Result<(), StartError> {
+    pub fn run(self, hangup: Hangup) -> Result<(), StartError> {
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -210,70 +185,122 @@ impl Bound {
             .map_err(StartError::Thread)?;
         let registry = Arc::new(Registry::new()?);
         registry.gauge(&BUILD, &[env!("CARGO_PKG_VERSION")]).set(1.0);
-        let access_log = AccessLog::open(&self.config.access_log, &registry)
-            .map_err(|source| StartError::AccessLog(self.config.access_log.to.to_string(), source))?;
-        let mut resolver = Resolver::new(&self.config.dns, &registry);
-        let snapshot = Snapshot::new(&self.config, &mut resolver, &registry);
+        let Self { config, file, workers, sockets, admin } = self;
+        let access_log = open_access_log(&config, &registry)?;
+        let mut resolver = Resolver::new(&config.dns, &registry);
+        let snapshot = Snapshot::new(&config, &mut resolver, &registry);
         resolver.start(control.handle())?;
-        let budget = Budget::new(&self.config.limits, self.sockets.len(), self.addresses.len());
-        let (workers, inboxes) = Workers::new(self.sockets.len());
-        let sockets = (0u16..).zip(std::mem::take(&mut self.sockets)).zip(inboxes);
-        let config = |((id, sockets), inbox)| WorkerConfig { id, sockets, inbox, pipes: budget.pipes };
-        let configs = sockets.map(config).collect();
+        let budget = Budget::new(&config.limits, workers, sockets.len());
+        let (loads, inboxes) = Workers::new(workers);
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
-            guard: Arc::new(Guard::new(&self.config.limits, budget.connections)),
-            access_log,
+            guard: ArcSwap::from_pointee(Guard::new(&config.limits, budget.connections)),
+            access_log: ArcSwap::from_pointee(access_log),
             draining: CancellationToken::new(),
             failed: CancellationToken::new(),
             drained: AtomicBool::new(false),
-            workers,
+            workers: loads,
         });
-        let result = self.serve(&control, &shared, &registry, &resolver, configs, hangup);
-        drop(resolver);
+        let (senders, configs) = worker_configs(inboxes, budget.pipes);
+        let listening = Listening::new(senders, shared.draining.clone(), Arc::clone(&registry));
+        let first = First {
+            file,
+            config,
+            resolver,
+            listening,
+            workers,
+            shared: Arc::clone(&shared),
+            registry,
+            runtime: control.handle().clone(),
+        };
+        let result = serve(Live::new(first), sockets, configs, admin, &control, hangup);
         control.shutdown_timeout(Duration::from_millis(100));
-        shared.access_log.flush();
+        shared.access_log.load().flush();
         result
     }
+}
 
-    fn serve(
-        self,
-        control: &Runtime,
-        shared: &Arc<Shared>,
-        registry: &Arc<Registry>,
-        resolver: &Resolver,
-        configs: Vec<WorkerConfig>,
-        hangup: Hangup,
-    ) -> Result<(), StartError> {
-        let readiness = Arc::new(Readiness::default());
-        // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
-        // is down holds this up no longer than one query.
-        let patience = self.config.dns.timeout;
-        let _ = control.block_on(async { tokio::time::timeout(patience, resolver.first_answers()).await });
-        control.spawn(upkeep(Arc::clone(registry), Arc::clone(shared)));
-        let mut signals =
-            control.block_on(async { drain::Signals::listen(hangup) }).map_err(StartError::Thread)?;
-        if let Some(admin) = self.admin {
-            let address = admin.address();
-            let server = admin.serve(Arc::clone(registry), Arc::clone(&readiness));
-            control.spawn(server);
-            info!(%address, "admin listening");
+/// What each worker is given, and where it finds its sockets.
+fn worker_configs(
+    inboxes: Vec<Inbox>,
+    pipes: usize,
+) -> (Vec<UnboundedSender<WorkerSocket>>, Vec<WorkerConfig>) {
+    let config = |(id, inbox)| {
+        let (sender, sockets) = unbounded_channel();
+        (sender, WorkerConfig { id, sockets, inbox, pipes })
+    };
+    (0u16..).zip(inboxes).map(config).unzip()
+}
+
+fn serve(
+    mut live: Live,
+    sockets: Vec<Group>,
+    configs: Vec<WorkerConfig>,
+    admin: Option<Admin>,
+    control: &Runtime,
+    hangup: Hangup,
+) -> Result<(), StartError> {
+    let readiness = Arc::new(Readiness::default());
+    let (shared, registry) = (Arc::clone(&live.shared), Arc::clone(live.registry()));
+    // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
+    // is down holds this up no longer than one query.
+    control.block_on(live.first_answers());
+    control.spawn(upkeep(Arc::clone(&registry), Arc::clone(&shared)));
+    let mut signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
+    let (requests, mut asked) = channel(REQUESTS);
+    if let Some(admin) = admin {
+        let address = admin.address();
+        let server = admin.serve(registry, Arc::clone(&readiness), Arc::clone(live.serving()), requests);
+        control.spawn(server);
+        info!(%address, "admin listening");
+    }
+    let force = CancellationToken::new();
+    let mut workers = Vec::with_capacity(configs.len());
+    for config in configs {
+        let worker = Worker::spawn(config, Arc::clone(&shared), force.clone());
+        workers.push(worker.map_err(StartError::Thread)?);
+    }
+    let serving = live.serving().load_full();
+    live.listening.change(&serving.config, sockets);
+    readiness.set_ready();
+    info!(workers = workers.len(), connections = shared.guard.load().cap(), "ready");
+    let why = control.block_on(until_stopped(&mut live, &mut signals, &mut asked));
+    let deadline = live.serving().load().config.timeouts.drain;
+    drain::begin(why, &readiness, &shared, deadline);
+    force_after_workers(control, workers, &shared, &force, &mut signals, deadline);
+    info!("stopped");
+    if shared.failed.is_cancelled() { Err(StartError::Worker) } else { Ok(()) }
+}
+
+/// Does what signals and the admin server ask for, until that is to stop, or a worker fails; says why.
+async fn until_stopped(
+    live: &mut Live,
+    signals: &mut Signals,
+    asked: &mut Receiver<Request>,
+) -> &'static str {
+    let shared = Arc::clone(&live.shared);
+    loop {
+        let reply = tokio::select! {
+            signal = signals.next() => match signal {
+                Signalled::Stop(name) => return name,
+                Signalled::Reload => None,
+                Signalled::Reopen => {
+                    live.reopen_logs();
+                    continue;
+                }
+            },
+            Some(Request::Reload(reply)) = asked.recv() => Some(reply),
+            () = shared.failed.cancelled() => return "a worker failed",
+        };
+        // A reload that is given up changes nothing.
+        let outcome = tokio::select! {
+            outcome = live.reload() => outcome,
+            name = signals.stop() => return name,
+        };
+        if let Some(reply) = reply {
+            // Whoever asked may have gone.
+            let _ = reply.send(outcome);
         }
-        let force = CancellationToken::new();
-        let mut workers = Vec::with_capacity(configs.len());
-        for config in configs {
-            let worker = Worker::spawn(config, Arc::clone(shared), Arc::clone(registry), force.clone());
-            workers.push(worker.map_err(StartError::Thread)?);
-        }
-        for (listener, address) in &self.addresses {
-            info!(%listener, %address, "listening");
-        }
-        readiness.set_ready();
-        info!(workers = workers.len(), connections = shared.guard.cap(), "ready");
-        control.block_on(drain::until_stopped(&mut signals, &readiness, shared, self.config.timeouts.drain));
-        force_after_workers(control, workers, shared, &force, &mut signals, self.config.timeouts.drain);
-        info!("stopped");
-        if shared.failed.is_cancelled() { Err(StartError::Worker) } else { Ok(()) }
     }
 }
 
@@ -283,7 +310,7 @@ fn force_after_workers(
     workers: Vec<Worker>,
     shared: &Shared,
     force: &CancellationToken,
-    signals: &mut drain::Signals,
+    signals: &mut Signals,
     deadline: Duration,
 ) {
     let joined = CancellationToken::new();
@@ -297,19 +324,18 @@ fn force_after_workers(
 }
 
 async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
-    let sources = registry.gauge(&SOURCES, &[]);
-    #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
-    registry.gauge(&CAP, &[]).set(shared.guard.cap() as f64);
+    let (sources, cap) = (registry.gauge(&SOURCES, &[]), registry.gauge(&CAP, &[]));
     let loads = (0..shared.workers.live().count()).map(|id| registry.gauge(&WORKER, &[&id.to_string()]));
     let loads = loads.collect::<Vec<_>>();
     let mut interval = tokio::time::interval(UPKEEP);
+    #[allow(clippy::cast_precision_loss, reason = "counts of connections and sources are far below 2^52")]
     loop {
         interval.tick().await;
         registry.upkeep();
-        #[allow(clippy::cast_precision_loss, reason = "the table is bounded")]
-        sources.set(shared.guard.known_sources() as f64);
+        let guard = shared.guard.load_full();
+        sources.set(guard.known_sources() as f64);
+        cap.set(guard.cap() as f64);
         for (load, live) in loads.iter().zip(shared.workers.live()) {
-            #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
             load.set(live as f64);
         }
     }

@@ -1,5 +1,6 @@
 //! One generation of the configuration at work: immutable, shared by all workers, pinned by connections.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,8 @@ pub struct Snapshot {
     pub max_hello: usize,
     live: Vec<LiveRoute>,
     unrouted: Arc<Traffic>,
-    silent_after: Vec<Option<Duration>>,
+    /// By listener, of those on which silence means something.
+    silent_after: HashMap<Arc<str>, Duration>,
 }
 
 /// What belongs to a route beside what its configuration says.
@@ -93,10 +95,9 @@ impl Snapshot {
             LiveRoute { traffic: Arc::new(Traffic::new(&route.name, registry)), backends }
         });
         let table = RouteTable::new(config);
-        let silent = config.listeners.iter();
-        let silent_after = silent
-            .map(|listener| Some(listener.silent_after).filter(|_| table.wants_silence(&listener.name)))
-            .collect();
+        let silent = config.listeners.iter().filter(|listener| table.wants_silence(&listener.name));
+        let silent_after =
+            silent.map(|listener| (Arc::clone(&listener.name), listener.silent_after)).collect();
         Self {
             live: live.collect(),
             table,
@@ -117,10 +118,10 @@ impl Snapshot {
         &self.unrouted
     }
 
-    /// How long a client of the `index`th listener may stay silent until that counts as a protocol of its
-    /// own; `None` when no route cares.
-    pub fn silent_after(&self, index: usize) -> Option<Duration> {
-        self.silent_after.get(index).copied().flatten()
+    /// How long a client of the listener may stay silent until that counts as a protocol of its own; `None`
+    /// when no route cares.
+    pub fn silent_after(&self, listener: &str) -> Option<Duration> {
+        self.silent_after.get(listener).copied()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::telemetry::{Family, Registry};
 
 mod resolve;
 
-pub use resolve::{ResolveError, ResolvedName, Resolver};
+pub use resolve::{Answers, ResolveError, ResolvedName, Resolver};
 
 const CONNECTS: Family = Family {
     name: "portcullis_upstream_connects_total",

@@ -13,23 +13,21 @@ use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::conn::{Context, Inbox, ListenerContext, Shared, accept_loop, take_over_loop};
+use crate::conn::{Address, Context, Inbox, Shared, accept_loop, take_over_loop};
 use crate::net::{Listener, Reactor};
-use crate::telemetry::Registry;
 
 /// A listening socket for one worker.
 #[derive(Debug)]
 pub struct WorkerSocket {
     /// The bound socket.
     pub socket: TcpListener,
-    /// The index of its listener in the configuration.
-    pub listener: usize,
-    /// The name of its listener.
-    pub name: Arc<str>,
+    /// The address that it is one of.
+    pub address: Arc<Address>,
 }
 
 /// What a worker is given at its start.
@@ -37,15 +35,15 @@ pub struct WorkerSocket {
 pub struct WorkerConfig {
     /// Its number.
     pub id: u16,
-    /// Its listening sockets.
-    pub sockets: Vec<WorkerSocket>,
+    /// Where it finds listening sockets: those that it begins with, and those that come later.
+    pub sockets: UnboundedReceiver<WorkerSocket>,
     /// Where it finds connections that others have accepted.
     pub inbox: Inbox,
     /// How many pipes it may have.
     pub pipes: usize,
 }
 
-/// Setting up an event loop and its sockets takes milliseconds.
+/// Setting up an event loop takes milliseconds.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Sounds when a worker ends although nobody asked it to.
@@ -68,20 +66,15 @@ impl Worker {
     /// ended, or until `force` is cancelled.
     ///
     /// # Errors
-    /// When the thread, its event loop or its sockets cannot be set up.
-    pub fn spawn(
-        config: WorkerConfig,
-        shared: Arc<Shared>,
-        registry: Arc<Registry>,
-        force: CancellationToken,
-    ) -> io::Result<Self> {
+    /// When the thread or its event loop cannot be set up.
+    pub fn spawn(config: WorkerConfig, shared: Arc<Shared>, force: CancellationToken) -> io::Result<Self> {
         let (started, start) = sync_channel(1);
         let name = format!("worker-{}", config.id);
         let run = move || {
             // Dropped with the thread, whichever way that ends.
             let _alarm = Alarm(Arc::clone(&shared));
             let told = started.clone();
-            if let Err(error) = work(config, shared, &registry, force, &started) {
+            if let Err(error) = work(config, shared, force, &started) {
                 // Whoever waits for the start may be told; after it, nothing fails in this way.
                 let _ = told.try_send(Err(error));
             }
@@ -102,19 +95,13 @@ impl Worker {
 fn work(
     WorkerConfig { id, sockets, inbox, pipes }: WorkerConfig,
     shared: Arc<Shared>,
-    registry: &Registry,
     force: CancellationToken,
     started: &SyncSender<io::Result<()>>,
 ) -> io::Result<()> {
     let reactor = Reactor::new()?;
     let cx = Rc::new(Context::new(shared, Rc::clone(&reactor), id, &inbox, pipes));
-    let listeners = sockets.into_iter().map(|WorkerSocket { socket, listener, name }| {
-        let context = Rc::new(ListenerContext::new(listener, &name, registry));
-        Ok((Listener::new(socket, &reactor)?, context))
-    });
-    let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
     let tasks = LocalSet::new();
-    let mut serving = tasks.spawn_local(serve(listeners, inbox, Rc::clone(&cx), force));
+    let mut serving = tasks.spawn_local(serve(sockets, inbox, Rc::clone(&cx), force));
     // Whoever started this waits for it, or has given up.
     let _ = started.try_send(Ok(()));
     let mut tasks = pin!(tasks);
@@ -131,28 +118,40 @@ fn work(
 
 /// Accepts until draining begins, and waits until all connections have ended or are to be ended.
 async fn serve(
-    listeners: Vec<(Listener, Rc<ListenerContext>)>,
+    sockets: UnboundedReceiver<WorkerSocket>,
     inbox: Inbox,
     cx: Rc<Context>,
     force: CancellationToken,
 ) {
-    let mut loops = JoinSet::new();
-    let contexts = listeners.iter().map(|(_, context)| Rc::clone(context)).collect();
-    loops.spawn_local(take_over_loop(inbox, contexts, Rc::clone(&cx)));
-    for (listener, context) in listeners {
-        loops.spawn_local(accept_loop(listener, context, Rc::clone(&cx)));
-    }
     tokio::select! {
         () = force.cancelled() => {}
         () = async {
-            while let Some(result) = loops.join_next().await {
-                if let Err(error) = result {
-                    error!(%error, "a loop that takes connections failed");
-                    cx.shared.failed.cancel();
-                }
-            }
+            accept_all(sockets, inbox, &cx).await;
             cx.all_gone().await;
         } => {}
     }
     debug!("done");
+}
+
+/// Runs the loops that take connections until all have ended, the one of the inbox with them: until draining.
+async fn accept_all(mut sockets: UnboundedReceiver<WorkerSocket>, inbox: Inbox, cx: &Rc<Context>) {
+    let mut loops = JoinSet::new();
+    loops.spawn_local(take_over_loop(inbox, Rc::clone(cx)));
+    loop {
+        tokio::select! {
+            biased;
+            Some(WorkerSocket { socket, address }) = sockets.recv() => {
+                let listener = Listener::new(socket, &cx.reactor);
+                loops.spawn_local(accept_loop(listener, address, Rc::clone(cx)));
+            }
+            ended = loops.join_next() => match ended {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    error!(%error, "a loop that takes connections failed");
+                    cx.shared.failed.cancel();
+                }
+            },
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::{ConfigArg, Exit, print, report};
-use crate::config::{ActionConfig, Conditions, Config};
+use crate::config::{ActionConfig, Conditions, Config, Effective};
 use crate::route::{Mismatch, RouteTable};
 use crate::server::{StartError, run_assertions};
 
@@ -142,10 +142,7 @@ fn json(config: &Config, failed: &[Mismatch], effective: bool) -> String {
         "failed": failed,
     });
     if effective && let Some(result) = result.as_object_mut() {
-        let settings = config.effective.iter().map(|setting| {
-            let origin = setting.origin.as_ref().map(ToString::to_string);
-            serde_json::json!({ "key": setting.key, "value": setting.value, "origin": origin })
-        });
+        let settings = config.effective.iter().map(Effective::to_json);
         result.insert("effective".to_owned(), settings.collect());
     }
     format!("{result:#}\n")

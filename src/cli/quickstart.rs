@@ -72,10 +72,10 @@ impl Quickstart {
         };
         // Nobody's work depends on it.
         config.timeouts.drain = Duration::from_secs(1);
-        let exit = serve_with(Server::bind(config, None), Hangup::Ends, |bound| {
-            if let Some((_, address)) = bound.addresses().first() {
+        let exit = serve_with(Server::bind(config, None, None), Hangup::Ends, |bound| {
+            if let Some((_, address)) = bound.addresses().next() {
                 // Nobody to read it is no reason to stop.
-                let _ = introduce(*address, &ca_file, &toml);
+                let _ = introduce(address, &ca_file, &toml);
             }
         });
         if exit == Exit::Temporary {

@@ -19,7 +19,10 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
         match load(&self.config) {
-            Ok(config) => Ok(serve_with(Server::bind(config, self.workers), Hangup::Ignored, |_| ())),
+            Ok(config) => {
+                let bound = Server::bind(config, Some(self.config.file), self.workers);
+                Ok(serve_with(bound, Hangup::Reloads, |_| ()))
+            }
             Err(exit) => Ok(exit),
         }
     }

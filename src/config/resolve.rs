@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use super::decode::{At, Either, Setting};
 use super::error::{ConfigError, ConfigErrors, ErrorKind};
-use super::file::{File, Listener, Route, Test};
+use super::file::{Admin, File, Listener, Route, Test};
 use super::source::{Place, Sources};
-use super::{Config, Effective, Origin};
+use super::values::{Off, WordOr};
+use super::{AdminAddr, Config, Effective, Origin};
 
 mod cases;
 mod listeners;
@@ -42,6 +43,15 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
         tests,
         effective: out.effective,
     })
+}
+
+/// The admin address, of whatever could be read.
+pub(super) fn admin_of(sources: &Sources) -> Option<AdminAddr> {
+    let bind = |at: &At<Either<WordOr<Off, AdminAddr>, Admin>>| match &at.value {
+        Either::Short(bind) => bind.0.clone(),
+        Either::Table(table) => table.bind.given().map(|bind| bind.value.clone()),
+    };
+    sources.files.iter().filter_map(|file| file.admin.given()).find_map(bind)
 }
 
 /// The files, main one first.

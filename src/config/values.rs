@@ -4,6 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -377,19 +378,40 @@ fn bad_name(text: &str, error: NameError) -> Problem {
     }
 }
 
+/// Why a text is no admin address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdminAddrError {
+    /// `unix:` and something else than an absolute path.
+    #[error("`unix:` needs an absolute path")]
+    RelativePath,
+    /// Neither that nor an address with a port.
+    #[error("neither an address with a port nor `unix:/path`")]
+    NotAnAddress,
+}
+
+impl FromStr for AdminAddr {
+    type Err = AdminAddrError;
+
+    fn from_str(text: &str) -> Result<Self, AdminAddrError> {
+        match text.strip_prefix("unix:") {
+            Some(path) if Path::new(path).is_absolute() => Ok(Self::Unix(PathBuf::from(path))),
+            Some(_) => Err(AdminAddrError::RelativePath),
+            None => text.parse().map(Self::Tcp).map_err(|_| AdminAddrError::NotAnAddress),
+        }
+    }
+}
+
 impl Text for AdminAddr {
     const EXPECTED: &'static str = "an address such as \"127.0.0.1:9901\"";
 
     fn parse(text: &str) -> Result<Self, Problem> {
         let hint = "write an IP address and a port, as in `\"127.0.0.1:9901\"`, or `\"unix:/path\"`";
-        if let Some(path) = text.strip_prefix("unix:") {
-            if Path::new(path).is_absolute() {
-                return Ok(Self::Unix(PathBuf::from(path)));
-            }
-            return Err(Problem::new(ErrorKind::BadAddress, "`unix:` needs an absolute path").hint(hint));
-        }
-        text.parse::<SocketAddr>().map(Self::Tcp).map_err(|_| {
-            Problem::new(ErrorKind::BadAddress, format!("{} is not an address", quote(text))).hint(hint)
+        text.parse().map_err(|error| {
+            let message = match error {
+                AdminAddrError::RelativePath => error.to_string(),
+                AdminAddrError::NotAnAddress => format!("{} is not an address", quote(text)),
+            };
+            Problem::new(ErrorKind::BadAddress, message).hint(hint)
         })
     }
 }

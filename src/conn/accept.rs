@@ -5,15 +5,16 @@ use std::future::pending;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tracing::{debug, warn};
 
 use super::balance::{Admitted, Inbox};
-use super::context::{Context, ListenerContext};
+use super::context::{Address, Context, ListenerContext};
 use super::metrics::Action;
-use super::{Accepted, record, serve};
+use super::{record, serve};
 use crate::net::{AcceptedSocket, BACKLOG, Listener, reset_on_close};
 
 /// Queued connections taken in a row before others of this thread run.
@@ -22,35 +23,35 @@ const BATCH: u32 = 32;
 /// service is back within a second, long enough that waiting costs next to nothing.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 
-/// Accepts on `socket` until draining begins, then takes what is queued and closes it.
-pub async fn accept_loop(socket: Listener, listener: Rc<ListenerContext>, cx: Rc<Context>) {
+/// Accepts on a socket of `address` until that is closed, then takes what is queued and closes it.
+pub async fn accept_loop(socket: Listener, address: Arc<Address>, cx: Rc<Context>) {
     // One future for all rounds: making one takes a lock that all workers share.
-    let mut drained = pin!(cx.shared.draining.cancelled());
+    let mut closed = pin!(address.closing.cancelled());
     let mut shortage = Shortage::default();
-    while !cx.shared.draining.is_cancelled() {
+    while !address.closing.is_cancelled() {
         let result = tokio::select! {
             biased;
             result = socket.accept() => result,
-            () = &mut drained => break,
+            () = &mut closed => break,
         };
         match result {
             Ok(accepted) => {
                 shortage.over();
-                socket.paused(admit(accepted, &listener, &cx)).await;
+                socket.paused(admit(accepted, address.listener(), &cx)).await;
             }
-            Err(error) => socket.paused(shortage.pause(&error, &listener, &cx)).await,
+            Err(error) => socket.paused(shortage.pause(&error, &address.listener(), &cx)).await,
         }
     }
-    drain_queue(&socket, &listener, &cx).await;
-    debug!(listener = %listener.name, "stopped listening");
+    drain_queue(&socket, &address, &cx).await;
+    debug!(listener = %address.listener().name, "stopped listening");
 }
 
-/// Takes the connections that are queued when draining begins: their clients have been told that they are
+/// Takes the connections that are queued when the address is closed: their clients have been told that they are
 /// connected. At most a queue's length, since others may still come in.
-async fn drain_queue(socket: &Listener, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
+async fn drain_queue(socket: &Listener, address: &Address, cx: &Rc<Context>) {
     for round in 1..=BACKLOG {
         match socket.accept_queued() {
-            Ok(accepted) => socket.paused(admit(accepted, listener, cx)).await,
+            Ok(accepted) => socket.paused(admit(accepted, address.listener(), cx)).await,
             Err(error) if is_clients_own(&error) => {}
             Err(_) => return,
         }
@@ -67,46 +68,45 @@ fn is_clients_own(error: &io::Error) -> bool {
 
 /// Starts to serve the connection, hands it over to another worker, or refuses it. At the cap on connections
 /// this waits, and with it the loop, so that the excess stays in the kernel's queue.
-async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
+async fn admit(accepted: AcceptedSocket, listener: Arc<ListenerContext>, cx: &Rc<Context>) {
     let AcceptedSocket { socket, peer, waited } = accepted;
-    match cx.shared.guard.admit(peer.ip(), Instant::now()) {
+    let admission = cx.shared.guard.load().admit(peer.ip(), Instant::now());
+    match admission {
         Ok(mut permit) => {
             permit.wait_for_room().await;
             // The client's deadlines begin now: that it had to wait is not its fault.
             let at = Instant::now();
-            let listener = Rc::clone(listener);
-            let (index, live) = (listener.index, cx.begin());
-            begin(Admitted { socket, client: peer, waited, at, listener: index, permit, live }, listener, cx);
+            begin(Admitted { socket, client: peer, waited, at, listener, permit, live: cx.begin() }, cx);
         }
         Err(rejection) => {
             // No FIN handshake, no state left in the kernel: the cheapest end for us.
             reset_on_close(&socket);
             listener.metrics.rejected(Some(rejection.as_str()));
             listener.metrics.ended(Action::Reject);
-            record::tell_rejection(rejection, peer, listener, cx);
+            record::tell_rejection(rejection, peer, &listener, cx);
         }
     }
 }
 
 /// Serves the connection, here or, when another worker has clearly less to do, there.
-fn begin(mut admitted: Admitted, listener: Rc<ListenerContext>, cx: &Rc<Context>) {
+fn begin(mut admitted: Admitted, cx: &Rc<Context>) {
     if let Some(other) = cx.less_loaded() {
+        let listener = Arc::clone(&admitted.listener);
         let mine = std::mem::replace(&mut admitted.live, other.begin());
         match other.take_over(admitted) {
             Ok(()) => return listener.metrics.handed_over.increment(1),
             Err(returned) => admitted = Admitted { live: mine, ..returned },
         }
     }
-    serve_here(admitted, listener, cx);
+    serve_here(admitted, cx);
 }
 
-fn serve_here(admitted: Admitted, listener: Rc<ListenerContext>, cx: &Rc<Context>) {
-    let accepted = Box::new(Accepted { admitted, listener });
-    drop(tokio::task::spawn_local(serve(accepted, Rc::clone(cx))));
+fn serve_here(admitted: Admitted, cx: &Rc<Context>) {
+    drop(tokio::task::spawn_local(serve(Box::new(admitted), Rc::clone(cx))));
 }
 
 /// Serves what other workers have accepted for this one, until draining begins and nothing is on its way.
-pub async fn take_over_loop(mut inbox: Inbox, listeners: Vec<Rc<ListenerContext>>, cx: Rc<Context>) {
+pub async fn take_over_loop(mut inbox: Inbox, cx: Rc<Context>) {
     let mut drained = pin!(cx.shared.draining.cancelled());
     let mut closed = false;
     loop {
@@ -120,10 +120,7 @@ pub async fn take_over_loop(mut inbox: Inbox, listeners: Vec<Rc<ListenerContext>
             }
         };
         let Some(admitted) = admitted else { return };
-        // All workers have the same listeners.
-        if let Some(listener) = listeners.iter().find(|listener| listener.index == admitted.listener) {
-            serve_here(admitted, Rc::clone(listener), &cx);
-        }
+        serve_here(admitted, &cx);
     }
 }
 

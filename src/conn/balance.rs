@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, mpsc};
 
+use super::context::ListenerContext;
 use crate::guard::ConnPermit;
 
 /// A worker may have so many connections more than another, and a share of what that one has, before it hands
@@ -50,8 +51,8 @@ pub(super) struct Admitted {
     pub(super) waited: bool,
     /// When it was accepted.
     pub(super) at: Instant,
-    /// The index of its listener in the configuration.
-    pub(super) listener: usize,
+    /// Where it came in.
+    pub(super) listener: Arc<ListenerContext>,
     pub(super) permit: ConnPermit,
     pub(super) live: Live,
 }

@@ -22,9 +22,9 @@ pub struct Shared {
     /// The current generation of the configuration.
     pub snapshot: ArcSwap<Snapshot>,
     /// The limits.
-    pub guard: Arc<Guard>,
+    pub guard: ArcSwap<Guard>,
     /// Where finished connections are told of.
-    pub access_log: AccessLog,
+    pub access_log: ArcSwap<AccessLog>,
     /// Cancelled when no more connections shall be accepted.
     pub draining: CancellationToken,
     /// Cancelled when a worker fails: a proxy that does not serve must not look as if it did.
@@ -54,14 +54,19 @@ pub struct Context {
     trouble_told: Cell<Option<Instant>>,
 }
 
-/// One listener as a worker sees it.
+/// What the connections of a listener share.
 #[derive(Debug)]
 pub struct ListenerContext {
-    /// Its place in the configuration.
-    pub index: usize,
     /// Its name.
     pub name: Arc<str>,
     pub(super) metrics: ListenerMetrics,
+}
+
+/// A bound address: each worker has a socket of it.
+#[derive(Debug)]
+pub struct Address {
+    listener: ArcSwap<ListenerContext>,
+    pub(super) closing: CancellationToken,
 }
 
 /// A shortage of this machine is logged at most this often by a worker.
@@ -128,9 +133,31 @@ impl Context {
 }
 
 impl ListenerContext {
-    /// The `index`th listener of the configuration.
-    pub fn new(index: usize, name: &Arc<str>, registry: &Registry) -> Self {
+    /// The listener of this name.
+    pub fn new(name: &Arc<str>, registry: &Registry) -> Arc<Self> {
         let metrics = ListenerMetrics::new(name, registry);
-        Self { index, name: Arc::clone(name), metrics }
+        Arc::new(Self { name: Arc::clone(name), metrics })
+    }
+}
+
+impl Address {
+    /// An address of `listener`, on which connections are accepted until draining begins or it is closed.
+    pub fn new(listener: Arc<ListenerContext>, draining: &CancellationToken) -> Arc<Self> {
+        Arc::new(Self { listener: ArcSwap::new(listener), closing: draining.child_token() })
+    }
+
+    /// Whose it is now.
+    pub fn listener(&self) -> Arc<ListenerContext> {
+        self.listener.load_full()
+    }
+
+    /// Connections that are accepted from now on are those of `listener`.
+    pub fn belongs_to(&self, listener: Arc<ListenerContext>) {
+        self.listener.store(listener);
+    }
+
+    /// No more connections are accepted than those that wait to be.
+    pub fn close(&self) {
+        self.closing.cancel();
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum PeekError {
 }
 
 impl Limits {
-    pub(super) fn new(snapshot: &Snapshot, listener: usize, accepted: Moment) -> Self {
+    pub(super) fn new(snapshot: &Snapshot, listener: &str, accepted: Moment) -> Self {
         let hello_by = accepted + snapshot.timeouts.hello;
         let silent_at = snapshot.silent_after(listener).map(|silent| hello_by.min(accepted + silent));
         Self { max_hello: snapshot.max_hello, hello_by, silent_at }

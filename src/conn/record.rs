@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
 
-use super::Accepted;
+use super::balance::Admitted;
 use super::context::{Context, ListenerContext};
 use super::metrics::Action;
 use super::termination::{Stage, Termination};
@@ -25,7 +25,7 @@ use crate::snapshot::{LiveRoute, Traffic};
 #[derive(Debug)]
 pub(super) struct ConnRecord {
     cx: Rc<Context>,
-    listener: Rc<ListenerContext>,
+    listener: Arc<ListenerContext>,
     id: u64,
     client: SocketAddr,
     started: Instant,
@@ -63,11 +63,12 @@ pub(super) struct TrafficMeter<'a> {
 }
 
 impl ConnRecord {
-    pub(super) fn open(Accepted { admitted, listener }: &Accepted, cx: Rc<Context>) -> Self {
+    pub(super) fn open(admitted: &Admitted, cx: Rc<Context>) -> Self {
+        let listener = &admitted.listener;
         listener.metrics.active.increment(1.0);
         Self {
             id: cx.next_id(),
-            listener: Rc::clone(listener),
+            listener: Arc::clone(listener),
             client: admitted.client,
             started: admitted.at,
             cx,
@@ -186,8 +187,9 @@ impl Drop for ConnRecord {
                 snapshot.unrouted().duration.record(duration);
             }
         }
-        if let Some(format) = self.cx.shared.access_log.format() {
-            self.cx.shared.access_log.write(self.line(end, duration).render(format));
+        let access_log = self.cx.shared.access_log.load();
+        if let Some(format) = access_log.format() {
+            access_log.write(self.line(end, duration).render(format));
         }
     }
 }
@@ -225,7 +227,8 @@ pub(super) fn tell_rejection(
     listener: &ListenerContext,
     cx: &Context,
 ) {
-    let Some(format) = cx.shared.access_log.format() else { return };
+    let access_log = cx.shared.access_log.load();
+    let Some(format) = access_log.format() else { return };
     let now = Timestamp::now();
     if !cx.tells_rejection(now.as_second().unsigned_abs()) {
         return;
@@ -251,7 +254,7 @@ pub(super) fn tell_rejection(
         cause: end.cause.as_str(),
         stage: end.stage.as_str(),
     };
-    cx.shared.access_log.write(line.render(format));
+    access_log.write(line.render(format));
 }
 
 /// A line of the access log.

@@ -14,7 +14,7 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::addr::ListenAddr;
-use super::reactor::{Interest, Reactor, Ready, Trigger, Watched};
+use super::reactor::{Reactor, Ready, Trigger, Watched};
 use super::sockopt;
 
 /// Connections accepted in a row before others of this thread run: a few hundred microseconds of work.
@@ -89,14 +89,10 @@ pub struct AcceptedSocket {
 
 impl Listener {
     /// A bound socket, on the event loop of this thread.
-    ///
-    /// # Errors
-    /// When it cannot be watched.
-    pub fn new(socket: TcpListener, reactor: &Rc<Reactor>) -> io::Result<Self> {
+    pub fn new(socket: TcpListener, reactor: &Rc<Reactor>) -> Self {
         // The kernel tells of the queue as long as it is not empty: no need to find out by accepting.
         let socket = Watched::new(socket, Trigger::Level, Ready::NOTHING, reactor);
-        socket.watch(Interest::Read)?;
-        Ok(Self { socket, batch: Cell::new(1), left: Cell::new(0), turn: Cell::new(0) })
+        Self { socket, batch: Cell::new(1), left: Cell::new(0), turn: Cell::new(0) }
     }
 
     /// The next connection. Cancel safe.

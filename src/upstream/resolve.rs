@@ -42,6 +42,10 @@ pub struct Resolver {
     tasks: JoinSet<()>,
 }
 
+/// Addresses of names at some time.
+#[derive(Debug)]
+pub struct Answers(HashMap<Box<str>, Arc<Vec<IpAddr>>>);
+
 /// The current addresses of a name.
 #[derive(Debug)]
 pub struct ResolvedName {
@@ -112,6 +116,21 @@ impl Resolver {
             self.tasks.spawn_on(refresh.run(), runtime);
         }
         Ok(())
+    }
+
+    /// The addresses of all names as they are now.
+    pub fn answers(&self) -> Answers {
+        Answers(self.names.iter().map(|(host, name)| (host.clone(), name.addresses())).collect())
+    }
+
+    /// Begins with the `answers` of another resolver, so that names which both have are never without.
+    pub fn begin_with(&mut self, answers: &Answers) {
+        for (host, name) in &self.names {
+            if let Some(addresses) = answers.0.get(host).filter(|addresses| !addresses.is_empty()) {
+                name.addresses.store(Arc::clone(addresses));
+                name.asked.add_permits(1);
+            }
+        }
     }
 
     /// Waits until each name has been asked for once, with or without success.

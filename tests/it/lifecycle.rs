@@ -123,19 +123,6 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(line["cause"], "forced");
 }
 
-/// Out of habit, log rotation and people send these; their default is to end the process.
-#[test]
-fn signals_that_mean_nothing_yet_end_nothing() {
-    let backend = Backend::tagged("a");
-    let proxy =
-        Proxy::start(&format!("listen = '127.0.0.1:0'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"));
-    for signal in [Signal::HUP, Signal::USR1] {
-        proxy.process.signal(signal);
-        wait_for("a word about it", || proxy.process.stderr.contains("ignored"));
-        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
-    }
-}
-
 #[test]
 fn an_address_and_a_wildcard_over_it_can_both_be_listened_on() {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();

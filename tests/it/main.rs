@@ -33,6 +33,7 @@ mod passthrough;
 mod pipe_memory;
 mod relay;
 mod relay_ends;
+mod reload;
 mod routes;
 mod soak;
 mod syscalls;

@@ -268,11 +268,7 @@ fn admin(input: &Input, listeners: &[ListenerConfig], out: &mut Output) -> Optio
         return None;
     };
     let networks = networks("admin.allow", allow.and_then(Setting::given), out);
-    let text = match bind {
-        AdminAddr::Tcp(socket) => string(socket),
-        AdminAddr::Unix(path) => string(format!("unix:{}", path.display())),
-    };
-    out.note("admin.bind", text, Some(place));
+    out.note("admin.bind", string(bind), Some(place));
     if let AdminAddr::Tcp(socket) = bind {
         if !socket.ip().is_loopback() && allow.is_none_or(Setting::is_absent) {
             let message = format!("`{socket}` is not on loopback, so anyone who reaches it could ask");

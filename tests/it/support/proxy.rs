@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ const WORKERS: &str = "2";
 pub(crate) struct Proxy {
     pub(crate) process: Process,
     /// Where the configuration is, for as long as the process lives.
-    _dir: TempDir,
+    dir: TempDir,
     /// That the user's pipe memory is there, for as long as the process lives.
     _pipes: Option<File>,
 }
@@ -54,7 +54,7 @@ impl Proxy {
         let words: Vec<&str> = wrapper.iter().copied().chain([BINARY, "run", "--workers", WORKERS]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("--config").arg(&file);
-        let mut proxy = Self { process: Process::start(&mut command, package), _dir: dir, _pipes: None };
+        let mut proxy = Self { process: Process::start(&mut command, package), dir, _pipes: None };
         until("ready", SOON, || {
             if let Some(status) = proxy.process.exit() {
                 panic!("ended at start with {status}: {:#?}\n{config}", proxy.process.stderr.all());
@@ -62,6 +62,31 @@ impl Proxy {
             proxy.logged("ready").pop()
         });
         proxy
+    }
+
+    /// The file of its configuration.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.dir.path().join("portcullis.toml")
+    }
+
+    /// Writes another configuration for it to read, as editors do: beside the old one, then over it.
+    pub(crate) fn write(&self, config: &str) {
+        let new = self.dir.path().join("portcullis.toml.new");
+        std::fs::write(&new, config).unwrap();
+        std::fs::rename(&new, self.file()).unwrap();
+    }
+
+    /// Lets it read its configuration again.
+    pub(crate) fn reload(&self) -> Finished {
+        on_file("reload", &self.file(), &["--admin", &self.admin().to_string()])
+    }
+
+    /// Gives it another configuration, which it must take.
+    pub(crate) fn reconfigure(&self, config: &str) -> Finished {
+        self.write(config);
+        let done = self.reload();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        done
     }
 
     /// For tests in which it splices: see [`share_pipe_memory`].

@@ -1,0 +1,71 @@
+//! `portcullis reload`
+
+use std::fmt::Write;
+
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+
+use super::ask::AdminArg;
+use super::{ConfigArg, Exit, complain, print};
+
+/// Arguments of `reload`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Reload {
+    #[command(flatten)]
+    config: ConfigArg,
+    #[command(flatten)]
+    admin: AdminArg,
+}
+
+/// What the process says of it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Outcome {
+    ok: bool,
+    generation: u64,
+    changes: Vec<Change>,
+    why: String,
+    text: String,
+}
+
+/// A setting that is not what it was.
+#[derive(Debug, Deserialize)]
+struct Change {
+    text: String,
+}
+
+impl Reload {
+    pub(super) fn run(self) -> anyhow::Result<Exit> {
+        let answer = self.admin.ask(&self.config, Method::POST, "/api/v1/reload")?;
+        if !matches!(
+            answer.status,
+            StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::SERVICE_UNAVAILABLE
+        ) {
+            anyhow::bail!("the process refuses: {}", String::from_utf8_lossy(&answer.body).trim());
+        }
+        let outcome: Outcome = answer.json()?;
+        if outcome.ok {
+            return print(&outcome.to_text());
+        }
+        complain(outcome.text.trim_end());
+        complain("the process goes on with its old configuration");
+        Ok(match outcome.why.as_str() {
+            "bad_config" => Exit::BadConfig,
+            "temporary" => Exit::Temporary,
+            _ => Exit::Failure,
+        })
+    }
+}
+
+impl Outcome {
+    /// What is different now, a line each.
+    fn to_text(&self) -> String {
+        let mut out = String::new();
+        for change in &self.changes {
+            // Writing to a string cannot fail, here and below.
+            let _ = writeln!(out, "{}", change.text);
+        }
+        let _ = writeln!(out, "the new configuration serves (generation {})", self.generation);
+        out
+    }
+}

@@ -1,0 +1,261 @@
+//! What serves now, and how another configuration takes its place.
+//!
+//! A new configuration is read, checked, resolved and bound beside the one that serves; only when nothing can
+//! fail any more does it take its place. Connections keep the generation that they began with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use metrics::{Counter, Gauge};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use super::budget::Budget;
+use super::listening::{Group, Listening};
+use super::{StartError, run_assertions};
+use crate::config::{self, Change, Config, Effective};
+use crate::conn::Shared;
+use crate::control::{Generation, Kept, Outcome};
+use crate::guard::Guard;
+use crate::snapshot::Snapshot;
+use crate::telemetry::{AccessLog, Family, Registry};
+use crate::upstream::Resolver;
+
+const RELOADS: Family = Family {
+    name: "portcullis_config_reloads_total",
+    help: "Configurations read again, and whether they were taken.",
+    labels: &["result"],
+};
+const SUCCESSFUL: Family = Family {
+    name: "portcullis_config_last_reload_successful",
+    help: "Whether the last configuration read is the one that serves; 1 or 0.",
+    labels: &[],
+};
+const SINCE: Family = Family {
+    name: "portcullis_config_last_reload_success_timestamp_seconds",
+    help: "When the configuration that serves was taken.",
+    labels: &[],
+};
+
+/// The generation that serves, and what the next one is made with.
+#[derive(Debug)]
+pub(super) struct Live {
+    file: Option<PathBuf>,
+    serving: Arc<ArcSwap<Generation>>,
+    /// The settings that hold until the process ends, as they were at its start.
+    fixed: Vec<Effective>,
+    resolver: Resolver,
+    pub(super) listening: Listening,
+    workers: usize,
+    pub(super) shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    runtime: Handle,
+    metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Metrics {
+    taken: Counter,
+    refused: Counter,
+    successful: Gauge,
+    since: Gauge,
+}
+
+/// A generation that could take over.
+struct Next {
+    config: Config,
+    snapshot: Snapshot,
+    resolver: Resolver,
+    sockets: Vec<Group>,
+    access_log: Option<AccessLog>,
+}
+
+/// What the first generation is made of.
+pub(super) struct First {
+    pub(super) file: Option<PathBuf>,
+    pub(super) config: Config,
+    pub(super) resolver: Resolver,
+    pub(super) listening: Listening,
+    pub(super) workers: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) runtime: Handle,
+}
+
+impl Live {
+    /// The first generation.
+    pub(super) fn new(first: First) -> Self {
+        let First { file, config, resolver, listening, workers, shared, registry, runtime } = first;
+        let metrics = Metrics::new(&registry);
+        metrics.taken_now();
+        let fixed = config::fixed(&config.effective);
+        let serving = Arc::new(ArcSwap::from_pointee(Generation { number: 1, config }));
+        Self { file, serving, fixed, resolver, listening, workers, shared, registry, runtime, metrics }
+    }
+
+    /// Where metrics are.
+    pub(super) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The configuration that serves.
+    pub(super) fn serving(&self) -> &Arc<ArcSwap<Generation>> {
+        &self.serving
+    }
+
+    /// Waits until the names of its backends have been asked for once, a query's time at most.
+    pub(super) async fn first_answers(&self) {
+        let _ = timeout(self.serving.load().config.dns.timeout, self.resolver.first_answers()).await;
+    }
+
+    /// Reads the configuration again and serves by it, or says why not and goes on as before. Dropped before
+    /// its end it changes nothing.
+    pub(super) async fn reload(&mut self) -> Outcome {
+        info!("reading the configuration again");
+        match self.prepare().await {
+            Ok(next) => {
+                let changes = self.take(next);
+                self.metrics.taken.increment(1);
+                self.metrics.taken_now();
+                let generation = self.serving.load().number;
+                info!(generation, changes = changes.len(), "the new configuration serves");
+                for change in changes.iter().filter(|change| change.restart) {
+                    warn!(%change, "takes effect when the process is started anew");
+                }
+                Outcome::Reloaded { generation, changes }
+            }
+            Err(error) => {
+                self.metrics.refused.increment(1);
+                self.metrics.successful.set(0.0);
+                refused(&error)
+            }
+        }
+    }
+
+    async fn prepare(&self) -> Result<Next, StartError> {
+        let file = self.file.clone().ok_or(StartError::NoFile)?;
+        let (registry, dns) = (Arc::clone(&self.registry), self.resolver.answers());
+        // Large configurations take their time, and the control runtime has one thread.
+        let built = tokio::task::spawn_blocking(move || {
+            let config = Config::load(&file)?;
+            run_assertions(&config)?;
+            let mut resolver = Resolver::new(&config.dns, &registry);
+            let snapshot = Snapshot::new(&config, &mut resolver, &registry);
+            resolver.begin_with(&dns);
+            Ok::<_, StartError>((config, snapshot, resolver))
+        });
+        let (config, snapshot, mut resolver) =
+            built.await.map_err(|error| StartError::Thread(error.into()))??;
+        resolver.start(&self.runtime)?;
+        let sockets = self.listening.bind(&config)?;
+        let changed = config.access_log != self.serving.load().config.access_log;
+        let access_log = changed.then(|| super::open_access_log(&config, &self.registry)).transpose()?;
+        // As at the start: the first client finds its backend.
+        let _ = timeout(config.dns.timeout, resolver.first_answers()).await;
+        Ok(Next { config, snapshot, resolver, sockets, access_log })
+    }
+
+    /// From here on nothing fails and nothing waits.
+    fn take(&mut self, next: Next) -> Vec<Change> {
+        let Next { config, snapshot, resolver, sockets, access_log } = next;
+        let before = self.serving.load_full();
+        let mut changes = config::diff(&before.config.effective, &config.effective);
+        changes.retain(|change| !change.restart);
+        changes.extend(config::diff(&self.fixed, &config::fixed(&config.effective)));
+        let addresses = self.listening.len() + sockets.len();
+        let budget = Budget::new(&config.limits, self.workers, addresses);
+        let guard = self.shared.guard.load_full();
+        if config.limits != before.config.limits || budget.connections != guard.cap() {
+            self.shared.guard.store(Arc::new(Guard::new(&config.limits, budget.connections)));
+        }
+        if let Some(access_log) = access_log {
+            self.shared.access_log.store(Arc::new(access_log));
+        }
+        self.shared.snapshot.store(Arc::new(snapshot));
+        self.listening.change(&config, sockets);
+        self.resolver = resolver;
+        self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
+        changes
+    }
+
+    /// Opens the access log again, for when its file was moved away.
+    pub(super) fn reopen_logs(&self) {
+        match super::open_access_log(&self.serving.load().config, &self.registry) {
+            Ok(access_log) => {
+                self.shared.access_log.store(Arc::new(access_log));
+                info!("the access log is opened again");
+            }
+            Err(error) => error!(error = %chain(&error), "the access log stays as it is"),
+        }
+    }
+}
+
+impl Metrics {
+    fn new(registry: &Registry) -> Self {
+        let reloads = |result| registry.counter(&RELOADS, &[result]);
+        Self {
+            taken: reloads("taken"),
+            refused: reloads("refused"),
+            successful: registry.gauge(&SUCCESSFUL, &[]),
+            since: registry.gauge(&SINCE, &[]),
+        }
+    }
+
+    fn taken_now(&self) {
+        self.successful.set(1.0);
+        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 are far below 2^52")]
+        self.since.set(jiff::Timestamp::now().as_second() as f64);
+    }
+}
+
+/// Tells of a configuration that was not taken.
+fn refused(error: &StartError) -> Outcome {
+    let errors = match error {
+        StartError::Config(errors) => {
+            errors.iter().for_each(|error| error!("{error}"));
+            errors.to_json()
+        }
+        StartError::Assertions(failed) => {
+            failed.iter().for_each(|mismatch| error!("{mismatch}"));
+            failed.iter().map(|mismatch| Value::String(mismatch.to_string())).collect()
+        }
+        error => {
+            error!("{}", chain(error));
+            Value::Array(vec![Value::String(chain(error))])
+        }
+    };
+    error!("the configuration stays as it was");
+    let text = match error {
+        StartError::Assertions(failed) => {
+            failed.iter().map(|mismatch| format!("error: {mismatch}\n")).collect()
+        }
+        StartError::Config(errors) => errors.render(false),
+        error => format!("error: {}\n", chain(error)),
+    };
+    Outcome::Kept { why: error.why_kept(), text, errors }
+}
+
+impl StartError {
+    fn why_kept(&self) -> Kept {
+        match self {
+            Self::Config(_) | Self::Assertions(_) => Kept::BadConfig,
+            error if error.is_temporary() => Kept::Temporary,
+            _ => Kept::Failed,
+        }
+    }
+}
+
+/// The error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

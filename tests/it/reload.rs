@@ -1,0 +1,348 @@
+//! Another configuration for a process that serves: taken whole or not at all, and noticed by nobody.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::backend::Backend;
+use crate::support::client::{End, Outcome, connect, free_port, held, probe, read_to_end, served};
+use crate::support::hello::to;
+use crate::support::metrics::Metrics;
+use crate::support::pattern::{exchange, serve};
+use crate::support::programs::Named;
+use crate::support::proxy::{Proxy, on_config, on_file};
+use crate::support::{Random, SOON, UNLIMITED, until, wait_for};
+
+/// A configuration with an admin address and one route.
+fn config(listen: &str, name: &str, to: impl std::fmt::Display) -> String {
+    format!("listen = {listen}\nadmin = '127.0.0.1:0'\n{UNLIMITED}\n[[route]]\nsni = '{name}'\nto = '{to}'\n")
+}
+
+const ANY: &str = "'127.0.0.1:0'";
+
+/// A listener that is there every other time.
+fn second_listener(round: usize) -> &'static str {
+    if round.is_multiple_of(2) { "[[listener]]\nname = 'second'\nbind = '127.0.0.1:0'\n" } else { "" }
+}
+
+#[test]
+fn a_signal_brings_new_routes_and_connections_keep_theirs() {
+    let (a, b) = (Backend::tagged("a"), Backend::tagged("b"));
+    let proxy = Proxy::start(&config(ANY, "a.test", &a));
+    let mut before = held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test"));
+    proxy.write(&config(ANY, "b.test", &b));
+    proxy.process.signal(Signal::HUP);
+    until("the new configuration", SOON, || proxy.logged("the new configuration serves").pop());
+    assert_eq!(probe(proxy.addr(), &to("b.test")), served("b"));
+    assert_eq!(probe(proxy.addr(), &to("a.test")), Outcome::Alert(112));
+    before.write_all(b"still there").unwrap();
+    before.shutdown(Shutdown::Write).unwrap();
+    let reply = read_to_end(&mut before, SOON);
+    assert_eq!((reply.bytes.as_slice(), reply.end), (&b"still there"[..], End::Eof));
+    assert_eq!(proxy.logged("listening").len(), 1, "the socket stayed");
+}
+
+#[test]
+fn a_bad_configuration_is_told_whole_and_changes_nothing() {
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&config(ANY, "a.test", &backend));
+    proxy.write("listen = ':0'\nlimit_rate = 5\n[[route]]\nsni = 'b..test'\nto = '10.0.0.300:1'\n");
+    let refused = proxy.reload();
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    for error in ["unknown key `limit_rate`", "b..test", "10.0.0.300", "goes on with its old configuration"] {
+        assert!(refused.stderr.contains(error), "{error}: {}", refused.stderr);
+    }
+    for error in ["unknown key `limit_rate`", "b..test", "10.0.0.300"] {
+        assert!(proxy.process.stderr.contains(error), "not in the log: {error}");
+    }
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    let failing = "[[test]]\nhello = { sni = 'a.test' }\nexpect = 'reject'\n";
+    proxy.write(&(config(ANY, "a.test", &backend) + failing));
+    let refused = proxy.reload();
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    assert!(refused.stderr.contains("a.test"), "{}", refused.stderr);
+    let metrics = proxy.metrics();
+    assert!((metrics.sum("portcullis_config_reloads_total", &[("result", "refused")]) - 2.0).abs() < 0.5);
+    assert!(metrics.sum("portcullis_config_last_reload_successful", &[]).abs() < 0.5);
+    proxy.reconfigure(&config(ANY, "c.test", &backend));
+    assert_eq!(probe(proxy.addr(), &to("c.test")), served("a"));
+    assert!((proxy.metrics().sum("portcullis_config_last_reload_successful", &[]) - 1.0).abs() < 0.5);
+}
+
+#[test]
+fn a_file_that_is_gone_and_an_address_that_is_taken_change_nothing() {
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&config(ANY, "a.test", &backend));
+    std::fs::remove_file(proxy.file()).unwrap();
+    let refused = proxy.reload();
+    assert_eq!(refused.code, Some(78), "{refused:?}");
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listen = format!("['127.0.0.1:0', '{}']", taken.local_addr().unwrap());
+    proxy.write(&config(&listen, "b.test", &backend));
+    let refused = proxy.reload();
+    assert_eq!(refused.code, Some(75), "{refused:?}");
+    assert!(refused.stderr.contains("cannot listen"), "{}", refused.stderr);
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    assert_eq!(probe(proxy.addr(), &to("b.test")), Outcome::Alert(112), "half a configuration");
+}
+
+#[test]
+fn addresses_come_and_go_and_those_that_stay_are_never_closed() {
+    let backend = Backend::tagged("a");
+    let [stays, goes, comes] = [(); 3].map(|()| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
+    let proxy = Proxy::start(&config(&format!("['{stays}', '{goes}']"), "a.test", &backend));
+    let mut on_gone = held(Ipv4Addr::LOCALHOST, goes, &to("a.test"));
+    proxy.reconfigure(&config(&format!("['{stays}', '{comes}']"), "a.test", &backend));
+    assert_eq!(probe(comes, &to("a.test")), served("a"));
+    wait_for("the address to be closed", || TcpStream::connect(goes).is_err());
+    on_gone.write_all(b"on").unwrap();
+    on_gone.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&mut on_gone, SOON).bytes, b"on");
+    // The same address under another name: its socket stays, and new connections count for the new one.
+    let named = format!(
+        "admin = '127.0.0.1:0'\n[[listener]]\nname = 'renamed'\nbind = '{stays}'\n\
+         [[route]]\nsni = 'a.test'\nlistener = 'renamed'\nto = '{backend}'\n"
+    );
+    proxy.reconfigure(&named);
+    let client = held(Ipv4Addr::LOCALHOST, stays, &to("a.test"));
+    let local = client.local_addr().unwrap();
+    drop(client);
+    assert_eq!(proxy.access_line_of(local)["listener"], "renamed");
+    assert_eq!(proxy.logged("listening").len(), 3, "{:?}", proxy.logged("listening"));
+}
+
+/// Connections that are opened all the time, and long ones that are checked byte by byte, while the
+/// configuration changes under them.
+#[test]
+fn fifty_reloads_under_load_are_noticed_by_nobody() {
+    const RELOADS: usize = 50;
+    const STREAMS: usize = 200;
+    /// Bytes each way of a stream; each waits now and then until the reloads are done.
+    const LEN: usize = 256 * 1024;
+    let hello = to("stream.test");
+    let len = hello.len();
+    let (streams, tagged) = (Backend::new(move |stream| serve(stream, len)), Backend::tagged("a"));
+    let text = |round: usize| {
+        config(ANY, "a.test", &tagged)
+            + &format!("[[route]]\nsni = 'stream.test'\nto = '{streams}'\n")
+            + &format!("[[route]]\nsni = 'round{round}.test'\nto = '{tagged}'\n")
+            + second_listener(round)
+    };
+    let mut proxy = Proxy::start(&text(1));
+    let addr = proxy.addr();
+    let (done, served_in_all) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for id in 0..STREAMS {
+            let (hello, done) = (&hello, &done);
+            let stream = move || {
+                let stream = connect(addr);
+                stream.set_read_timeout(Some(SOON * 6)).unwrap();
+                exchange(&stream, hello, id, LEN, |at| {
+                    // The second half comes after the reloads.
+                    if at >= LEN / 2 {
+                        wait_until(done);
+                    }
+                });
+            };
+            std::thread::Builder::new().stack_size(256 * 1024).spawn_scoped(scope, stream).unwrap();
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    assert_eq!(probe(addr, &to("a.test")), served("a"));
+                    served_in_all.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _done = Done(&done);
+        for round in 2..2 + RELOADS {
+            proxy.reconfigure(&text(round));
+            assert_eq!(probe(addr, &to(&format!("round{round}.test"))), served("a"));
+        }
+    });
+    let count = served_in_all.load(Ordering::Relaxed);
+    println!("{count} new connections during {RELOADS} reloads");
+    assert!(count >= RELOADS, "{count}");
+    let failed =
+        proxy.access_log().into_iter().filter(|line| line["cause"] != "done" && line["cause"] != "client");
+    assert_eq!(failed.count(), 0);
+    proxy.assert_sound();
+}
+
+/// Lets the streams go on, and the clients end, also when the test fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn wait_until(done: &AtomicBool) {
+    // Not a look at a figure: the streams go on when the test is that far.
+    while !done.load(Ordering::Acquire) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn two_hundred_reloads_leave_nothing_behind() {
+    const WARM_UP: usize = 20;
+    const RELOADS: usize = 200;
+    let backend = Backend::tagged("a");
+    let text = |round: usize| {
+        let routes: String = (0..200)
+            .map(|n| format!("[[route]]\nsni = 'r{}n{n}.test'\nto = '{backend}'\n", round % 2))
+            .collect();
+        config(ANY, "a.test", &backend) + &routes + second_listener(round)
+    };
+    let mut proxy = Proxy::start(&text(1));
+    let generation =
+        |metrics: &Metrics| metrics.sum("portcullis_config_reloads_total", &[("result", "taken")]);
+    let mut taken = 0.0;
+    let mut reload = |proxy: &Proxy, round: usize| {
+        proxy.write(&text(round));
+        proxy.process.signal(Signal::HUP);
+        taken += 1.0;
+        wait_for("the reload", || generation(&proxy.metrics()) > taken - 0.5);
+    };
+    (0..WARM_UP).for_each(|round| reload(&proxy, round));
+    let settled = |proxy: &Proxy| {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+        wait_for("connections to end", || proxy.metrics().sum("portcullis_connections_active", &[]) < 0.5);
+        (proxy.process.rss(), proxy.process.fds())
+    };
+    let before = settled(&proxy);
+    (WARM_UP..WARM_UP + RELOADS).for_each(|round| reload(&proxy, round));
+    wait_for("descriptors to be as before", || settled(&proxy).1 <= before.1);
+    let after = settled(&proxy);
+    println!("before {before:?}, after {after:?}");
+    assert!(after.0 <= before.0 + 4 * 1024 * 1024, "{before:?} {after:?}");
+    proxy.assert_sound();
+}
+
+/// Whatever stands in the file: the process serves on as before.
+#[test]
+fn fifty_broken_configurations_hurt_nobody() {
+    let backend = Backend::tagged("a");
+    let good = config(ANY, "a.test", &backend);
+    let mut proxy = Proxy::start(&good);
+    let mut random = Random::new(20);
+    let refusals =
+        |proxy: &Proxy| proxy.metrics().sum("portcullis_config_reloads_total", &[("result", "refused")]);
+    let mut refused = 0.0;
+    for round in 0..50 {
+        let mut bytes = good.clone().into_bytes();
+        match round {
+            0 => bytes.clear(),
+            1 => bytes = vec![b'#'; 17 * 1024 * 1024],
+            2 => bytes = format!("{good}{}", "[[route]]\nsni = 'a.test'\nto = 'x:1'\n".repeat(20_000)).into(),
+            _ => {
+                for _ in 0..3 {
+                    let at = random.below(bytes.len());
+                    bytes[at] = b"\0\xff=[\"'\n{"[random.below(8)];
+                }
+                bytes.extend(b"\nnot = toml =");
+            }
+        }
+        std::fs::write(proxy.file(), &bytes).unwrap();
+        proxy.process.signal(Signal::HUP);
+        refused += 1.0;
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"), "round {round}");
+        wait_for("the refusal", || refusals(&proxy) > refused - 0.5);
+    }
+    proxy.assert_sound();
+}
+
+#[test]
+fn names_of_backends_are_never_without_addresses() {
+    let backend = Backend::tagged("a");
+    let mut dns = Named::start(&[("app", Ipv4Addr::LOCALHOST)]);
+    let text = |round: usize| {
+        format!(
+            "dns = {{ servers = '{}', timeout = '1s', max_ttl = '1s' }}\n{}",
+            dns.addr(),
+            config(ANY, "a.test", format!("app.backend.test:{}", backend.addr().port()))
+        ) + &format!("[[route]]\nsni = 'round{round}.test'\nreject = 'close'\n")
+    };
+    let texts = [text(1), text(2)];
+    let proxy = Proxy::start(&texts[0]);
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    // The nameserver knows nothing any more.
+    dns.replace(&[]);
+    proxy.reconfigure(&texts[1]);
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+}
+
+#[test]
+fn what_a_reload_would_change_is_told_before() {
+    let backend = Backend::tagged("a");
+    let old = config(ANY, "a.test", &backend);
+    let proxy = Proxy::start(&old);
+    let admin = proxy.admin().to_string();
+    let new = format!("workers = 7\ntimeouts = {{ idle = '7m' }}\n{}", config(ANY, "b.test", &backend));
+    let told = on_config("diff", &new, &["--admin", &admin]);
+    assert_eq!(told.code, Some(0), "{}", told.stderr);
+    for line in [
+        "~ timeouts.idle = \"5m\" -> \"7m\"",
+        "~ workers = \"auto\" -> 7  (needs a restart)",
+        "+ route[b.test].sni = \"b.test\"",
+        "- route[a.test].sni = \"a.test\"",
+    ] {
+        assert!(told.stdout.contains(line), "{line}: {}", told.stdout);
+    }
+    let same = on_file("diff", &proxy.file(), &["--admin", &admin]);
+    assert_eq!(same.stdout, "no difference\n");
+    let files = on_config("diff", &new, &["--against", proxy.file().to_str().unwrap()]);
+    assert_eq!(files.stdout, told.stdout);
+    // The reload tells the same, and goes on telling what waits for a restart.
+    for _ in 0..2 {
+        let done = proxy.reconfigure(&new);
+        assert!(done.stdout.contains("workers = \"auto\" -> 7  (needs a restart)"), "{}", done.stdout);
+    }
+    assert_eq!(on_config("diff", "listen = 5\n", &["--admin", &admin]).code, Some(78));
+}
+
+#[test]
+fn nobody_reloads_from_a_page_of_another_origin() {
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&config(ANY, "a.test", &backend));
+    let ask = |head: &str| {
+        let mut stream = connect(proxy.admin());
+        let request =
+            format!("POST /api/v1/reload HTTP/1.1\r\n{head}Connection: close\r\nContent-Length: 0\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        String::from_utf8(read_to_end(&mut stream, SOON).bytes).unwrap()
+    };
+    assert!(ask("Host: 127.0.0.1:9901\r\n").starts_with("HTTP/1.1 200"));
+    for head in ["Host: evil.test\r\n", "Host: 127.0.0.1\r\nOrigin: http://evil.test\r\n"] {
+        assert!(ask(head).starts_with("HTTP/1.1 403"), "{head}");
+    }
+    assert_eq!(proxy.ask("/api/v1/reload").status, 405);
+}
+
+#[test]
+fn a_log_that_was_moved_away_is_opened_again() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let (log, moved) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
+    let text = format!("access_log = '{}'\n{}", log.display(), config(ANY, "a.test", &backend));
+    let proxy = Proxy::start(&text);
+    let lines = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default().lines().count();
+    drop(held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test")));
+    wait_for("its line", || lines(&log) == 1);
+    std::fs::rename(&log, &moved).unwrap();
+    proxy.process.signal(Signal::USR1);
+    until("the log to be opened", SOON, || proxy.logged("the access log is opened again").pop());
+    drop(held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test")));
+    wait_for("the next line in the new file", || lines(&log) == 1);
+    assert_eq!(lines(&moved), 1);
+    // And a reload may send it elsewhere.
+    let elsewhere = dir.path().join("other.log");
+    proxy.reconfigure(&text.replace("access.log", "other.log"));
+    drop(held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test")));
+    wait_for("the line in the other file", || lines(&elsewhere) == 1);
+}
