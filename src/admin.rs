@@ -4,9 +4,11 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -39,7 +41,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The admin server's socket.
 #[derive(Debug)]
 pub struct Admin {
+    bind: AdminAddr,
     socket: Socket,
+    keep: Arc<AtomicBool>,
     acl: Acl,
 }
 
@@ -49,9 +53,22 @@ enum Socket {
     Unix(std::os::unix::net::UnixListener, SocketFile),
 }
 
-/// The file of a Unix socket, removed with it.
+/// The file of a Unix socket, removed with it unless somebody else has the socket.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    keep: Arc<AtomicBool>,
+}
+
+/// The admin server's socket for a successor.
+#[derive(Debug)]
+pub struct AdminSocket {
+    /// Where it is bound, as it is written.
+    pub bind: AdminAddr,
+    /// The socket.
+    pub descriptor: OwnedFd,
+    keep: Arc<AtomicBool>,
+}
 
 /// What requests are answered from.
 #[derive(Debug)]
@@ -63,25 +80,42 @@ struct State {
 }
 
 impl Admin {
-    /// Binds the address. A Unix socket is readable and writable for its owner and group.
+    /// Binds the address, unless its socket is `inherited`. A Unix socket is readable and writable for its owner
+    /// and group.
     ///
     /// # Errors
     /// What the kernel says; `AddrInUse` also for a Unix socket that another process answers on.
-    pub fn bind(config: &AdminConfig) -> io::Result<Self> {
-        let socket = match &config.bind {
-            AdminAddr::Tcp(addr) => Socket::Tcp(std::net::TcpListener::bind(addr)?),
-            AdminAddr::Unix(path) => {
-                remove_stale(path)?;
-                let listener = std::os::unix::net::UnixListener::bind(path)?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-                Socket::Unix(listener, SocketFile(path.clone()))
+    pub fn bind(config: &AdminConfig, inherited: Option<OwnedFd>) -> io::Result<Self> {
+        let keep = Arc::new(AtomicBool::new(false));
+        let socket = match (&config.bind, inherited) {
+            (AdminAddr::Tcp(_), Some(socket)) => Socket::Tcp(socket.into()),
+            (AdminAddr::Tcp(addr), None) => Socket::Tcp(std::net::TcpListener::bind(addr)?),
+            (AdminAddr::Unix(path), inherited) => {
+                let listener = match inherited {
+                    Some(socket) => socket.into(),
+                    None => bind_unix(path)?,
+                };
+                Socket::Unix(listener, SocketFile { path: path.clone(), keep: Arc::clone(&keep) })
             }
         };
         match &socket {
             Socket::Tcp(listener) => listener.set_nonblocking(true)?,
             Socket::Unix(listener, _) => listener.set_nonblocking(true)?,
         }
-        Ok(Self { socket, acl: Acl::new(&config.allow, &[]) })
+        let acl = Acl::new(&config.allow, &[]);
+        Ok(Self { bind: config.bind.clone(), socket, keep, acl })
+    }
+
+    /// The socket once more, for a successor.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn for_successor(&self) -> io::Result<AdminSocket> {
+        let descriptor = match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Socket::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+        };
+        Ok(AdminSocket { bind: self.bind.clone(), descriptor: descriptor?, keep: Arc::clone(&self.keep) })
     }
 
     /// The bound address.
@@ -90,7 +124,7 @@ impl Admin {
             Socket::Tcp(listener) => {
                 listener.local_addr().map_or_else(|_| "?".to_owned(), |addr| addr.to_string())
             }
-            Socket::Unix(_, file) => format!("unix:{}", file.0.display()),
+            Socket::Unix(_, file) => format!("unix:{}", file.path.display()),
         }
     }
 
@@ -111,6 +145,20 @@ impl Admin {
             warn!(%error, "the admin server could not start");
         }
     }
+}
+
+impl AdminSocket {
+    /// Somebody else answers on it from now on: its file stays.
+    pub fn hand_over(&self) {
+        self.keep.store(true, Ordering::Release);
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    remove_stale(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
 }
 
 /// Removes a socket that a process left behind that did not end in order; nothing else is ever removed.
@@ -254,6 +302,8 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if !self.keep.load(Ordering::Acquire) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }

@@ -36,6 +36,8 @@ pub enum Signalled {
     Reload,
     /// To open the logs again.
     Reopen,
+    /// To let a new process take over.
+    Upgrade,
 }
 
 /// The signals that the server listens to.
@@ -46,6 +48,7 @@ pub struct Signals {
     interrupt: Signal,
     hangup: Signal,
     reopen: Signal,
+    upgrade: Signal,
 }
 
 impl Readiness {
@@ -80,6 +83,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
+            upgrade: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -93,6 +97,7 @@ impl Signals {
                 Hangup::Reloads => Signalled::Reload,
             },
             _ = self.reopen.recv() => Signalled::Reopen,
+            _ = self.upgrade.recv() => Signalled::Upgrade,
         }
     }
 

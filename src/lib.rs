@@ -4,7 +4,8 @@
 //!
 //! - [`cli`] is the command line, one file a verb.
 //! - [`server`] binds and builds what is shared, and takes other configurations; [`drain`] ends it; [`admin`]
-//!   answers questions meanwhile and passes on what is asked for by [`control`].
+//!   answers questions meanwhile and passes on what is asked for by [`control`]; [`handover`] passes sockets on to
+//!   another process.
 //! - [`worker`] is one data-plane thread with its sockets.
 //! - [`conn`] is the life of a connection: accept, guard, peek, route, relay, one line in the log.
 //! - [`snapshot`] is one generation of the configuration at work.
@@ -19,6 +20,7 @@ pub mod conn;
 pub mod control;
 pub mod drain;
 pub mod guard;
+pub mod handover;
 pub mod net;
 pub mod peek;
 pub mod route;

@@ -12,7 +12,7 @@ mod timer;
 
 pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
 pub use connect::{Place, connect};
-pub use listener::{AcceptedSocket, Listener, bind, probe};
+pub use listener::{AcceptedSocket, Listener, adopt, bind, probe};
 pub use pipe::{Filled, Pipe};
 pub use reactor::Reactor;
 pub use relay::{Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side};

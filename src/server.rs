@@ -12,15 +12,17 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{Receiver, UnboundedSender, channel, unbounded_channel};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, AdminSocket};
 use crate::config::{Config, ConfigErrors};
 use crate::conn::{Inbox, Shared, Workers};
 use crate::control::{REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
+use crate::handover::{Inherited, Program};
 use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
@@ -70,6 +72,9 @@ pub enum StartError {
     /// The access log cannot be opened.
     #[error("cannot open the access log {0}")]
     AccessLog(String, #[source] io::Error),
+    /// The sockets of a predecessor did not come.
+    #[error("cannot take over the sockets of the process before")]
+    Inherit(#[source] io::Error),
     /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
@@ -101,6 +106,8 @@ pub struct Bound {
     workers: usize,
     sockets: Vec<Group>,
     admin: Option<Admin>,
+    inherited: Inherited,
+    program: Option<Program>,
 }
 
 /// Entry points.
@@ -114,6 +121,7 @@ impl StartError {
             Self::Bind { source, .. } | Self::Admin(_, source) => source.kind() == io::ErrorKind::AddrInUse,
             Self::AccessLog(..)
             | Self::Config(_)
+            | Self::Inherit(_)
             | Self::NoFile
             | Self::Resolve(_)
             | Self::Thread(_)
@@ -141,11 +149,16 @@ impl Server {
             .or_else(|| config.workers.and_then(NonZeroUsize::new))
             .or_else(|| std::thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get);
-        let sockets = listening::bind(&config, workers)?;
+        let mut inherited = Inherited::receive().map_err(StartError::Inherit)?;
+        let sockets = listening::bind(&config, workers, &mut inherited)?;
         let admin = config.admin.as_ref().map(|admin| {
-            Admin::bind(admin).map_err(|source| StartError::Admin(admin.bind.to_string(), source))
+            let socket = inherited.take_admin(&admin.bind);
+            Admin::bind(admin, socket).map_err(|source| StartError::Admin(admin.bind.to_string(), source))
         });
-        Ok(Bound { admin: admin.transpose()?, config, file, workers, sockets })
+        let admin = admin.transpose()?;
+        // Found now: when it is asked for, another file may stand there.
+        let program = Program::running().ok();
+        Ok(Bound { admin, config, file, workers, sockets, inherited, program })
     }
 }
 
@@ -185,7 +198,7 @@ impl Bound {
             .map_err(StartError::Thread)?;
         let registry = Arc::new(Registry::new()?);
         registry.gauge(&BUILD, &[env!("CARGO_PKG_VERSION")]).set(1.0);
-        let Self { config, file, workers, sockets, admin } = self;
+        let Self { config, file, workers, sockets, admin, inherited, program } = self;
         let access_log = open_access_log(&config, &registry)?;
         let mut resolver = Resolver::new(&config.dns, &registry);
         let snapshot = Snapshot::new(&config, &mut resolver, &registry);
@@ -208,12 +221,14 @@ impl Bound {
             config,
             resolver,
             listening,
+            admin: admin.as_ref().and_then(|admin| admin.for_successor().ok()),
             workers,
             shared: Arc::clone(&shared),
             registry,
             runtime: control.handle().clone(),
         };
-        let result = serve(Live::new(first), sockets, configs, admin, &control, hangup);
+        let result =
+            serve(Live::new(first), Start { sockets, configs, admin, inherited, program }, &control, hangup);
         control.shutdown_timeout(Duration::from_millis(100));
         shared.access_log.load().flush();
         result
@@ -232,14 +247,17 @@ fn worker_configs(
     (0u16..).zip(inboxes).map(config).unzip()
 }
 
-fn serve(
-    mut live: Live,
+/// What a server begins with.
+struct Start {
     sockets: Vec<Group>,
     configs: Vec<WorkerConfig>,
     admin: Option<Admin>,
-    control: &Runtime,
-    hangup: Hangup,
-) -> Result<(), StartError> {
+    inherited: Inherited,
+    program: Option<Program>,
+}
+
+fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Result<(), StartError> {
+    let Start { sockets, configs, admin, mut inherited, program } = start;
     let readiness = Arc::new(Readiness::default());
     let (shared, registry) = (Arc::clone(&live.shared), Arc::clone(live.registry()));
     // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
@@ -248,12 +266,12 @@ fn serve(
     control.spawn(upkeep(Arc::clone(&registry), Arc::clone(&shared)));
     let mut signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
     let (requests, mut asked) = channel(REQUESTS);
-    if let Some(admin) = admin {
+    let admin = admin.map(|admin| {
         let address = admin.address();
         let server = admin.serve(registry, Arc::clone(&readiness), Arc::clone(live.serving()), requests);
-        control.spawn(server);
         info!(%address, "admin listening");
-    }
+        control.spawn(server)
+    });
     let force = CancellationToken::new();
     let mut workers = Vec::with_capacity(configs.len());
     for config in configs {
@@ -264,7 +282,16 @@ fn serve(
     live.listening.change(&serving.config, sockets);
     readiness.set_ready();
     info!(workers = workers.len(), connections = shared.guard.load().cap(), "ready");
-    let why = control.block_on(until_stopped(&mut live, &mut signals, &mut asked));
+    // A predecessor that has gone meanwhile needs no word.
+    let _ = inherited.tell_ready();
+    drop(inherited);
+    let why = control.block_on(until_stopped(&mut live, &mut signals, &mut asked, program.as_ref()));
+    if why == REPLACED {
+        // From here on the new process answers on this address, too.
+        live.admin.iter().for_each(AdminSocket::hand_over);
+        admin.iter().for_each(JoinHandle::abort);
+    }
+    live.listening.close();
     let deadline = live.serving().load().config.timeouts.drain;
     drain::begin(why, &readiness, &shared, deadline);
     force_after_workers(control, workers, &shared, &force, &mut signals, deadline);
@@ -272,11 +299,15 @@ fn serve(
     if shared.failed.is_cancelled() { Err(StartError::Worker) } else { Ok(()) }
 }
 
+/// Why a process stops whose successor serves.
+const REPLACED: &str = "a new process serves";
+
 /// Does what signals and the admin server ask for, until that is to stop, or a worker fails; says why.
 async fn until_stopped(
     live: &mut Live,
     signals: &mut Signals,
     asked: &mut Receiver<Request>,
+    program: Option<&Program>,
 ) -> &'static str {
     let shared = Arc::clone(&live.shared);
     loop {
@@ -288,6 +319,13 @@ async fn until_stopped(
                     live.reopen_logs();
                     continue;
                 }
+                Signalled::Upgrade => tokio::select! {
+                    serves = live.hand_over(program) => match serves {
+                        true => return REPLACED,
+                        false => continue,
+                    },
+                    name = signals.stop() => return name,
+                },
             },
             Some(Request::Reload(reply)) = asked.recv() => Some(reply),
             () = shared.failed.cancelled() => return "a worker failed",

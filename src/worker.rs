@@ -25,7 +25,7 @@ use crate::net::{Listener, Reactor};
 #[derive(Debug)]
 pub struct WorkerSocket {
     /// The bound socket.
-    pub socket: TcpListener,
+    pub socket: Arc<TcpListener>,
     /// The address that it is one of.
     pub address: Arc<Address>,
 }

@@ -74,6 +74,11 @@ impl ListenAddr {
         self.socket
     }
 
+    /// The address of a socket that is bound to exactly this one.
+    pub fn bound(socket: SocketAddr) -> Self {
+        Self { socket, dual_stack: false }
+    }
+
     /// Whether the IPv6 socket takes IPv4 as well.
     pub fn dual_stack(&self) -> bool {
         self.dual_stack

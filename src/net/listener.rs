@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
@@ -33,6 +34,15 @@ pub fn bind(addr: ListenAddr) -> io::Result<TcpListener> {
     socket.bind(&addr.into())?;
     socket.listen(sockopt::BACKLOG.cast_signed())?;
     Ok(socket.into())
+}
+
+/// Sets up a listening socket that another process has bound.
+///
+/// # Errors
+/// What the kernel says.
+pub fn adopt(socket: &TcpListener) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    sockopt::listening(SockRef::from(socket))
 }
 
 /// A socket for `addr`, and the address to bind it to.
@@ -68,7 +78,7 @@ pub fn probe(addr: ListenAddr) -> io::Result<()> {
 /// A listening socket on a worker's event loop.
 #[derive(Debug)]
 pub struct Listener {
-    socket: Watched<TcpListener>,
+    socket: Watched<Arc<TcpListener>>,
     /// How many to accept before the others of this thread have their turn, and how many of them are left.
     batch: Cell<u32>,
     left: Cell<u32>,
@@ -89,7 +99,7 @@ pub struct AcceptedSocket {
 
 impl Listener {
     /// A bound socket, on the event loop of this thread.
-    pub fn new(socket: TcpListener, reactor: &Rc<Reactor>) -> Self {
+    pub fn new(socket: Arc<TcpListener>, reactor: &Rc<Reactor>) -> Self {
         // The kernel tells of the queue as long as it is not empty: no need to find out by accepting.
         let socket = Watched::new(socket, Trigger::Level, Ready::NOTHING, reactor);
         Self { socket, batch: Cell::new(1), left: Cell::new(0), turn: Cell::new(0) }
@@ -147,6 +157,14 @@ impl Listener {
         // Should this fail, the loop turns in vain meanwhile. Whoever accepts next watches it again.
         let _ = self.socket.unwatch();
         pause.await
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Others may have the socket, a process that took it over among them: closing it would not be enough
+        // for the loop to hear no more of it (epoll(7)). Fails when it is not watched.
+        let _ = self.socket.unwatch();
     }
 }
 

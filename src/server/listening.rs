@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -13,24 +14,25 @@ use tracing::info;
 use super::StartError;
 use crate::config::{Config, ListenerConfig};
 use crate::conn::{Address, ListenerContext};
+use crate::handover::{Inherited, Slot};
 use crate::net::{self, ListenAddr};
 use crate::telemetry::Registry;
 use crate::worker::WorkerSocket;
 
-/// An address of the configuration: with port 0 the same may stand there several times.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    address: ListenAddr,
-    nth: usize,
-}
-
 /// The sockets of an address, one a worker, bound and not yet accepted from.
 #[derive(Debug)]
 pub(super) struct Group {
-    key: Key,
+    slot: Slot,
     pub(super) listener: Arc<str>,
     pub(super) bound: SocketAddr,
-    sockets: Vec<TcpListener>,
+    sockets: Vec<Arc<TcpListener>>,
+}
+
+/// An address that is accepted on, and its sockets, which a successor is given.
+#[derive(Debug)]
+struct Open {
+    address: Arc<Address>,
+    sockets: Vec<Arc<TcpListener>>,
 }
 
 /// The addresses that the workers accept on.
@@ -39,61 +41,86 @@ pub(super) struct Listening {
     workers: Vec<UnboundedSender<WorkerSocket>>,
     draining: CancellationToken,
     registry: Arc<Registry>,
-    open: HashMap<Key, Arc<Address>>,
+    open: HashMap<Slot, Open>,
 }
 
 /// The addresses of `config` with the listeners that they are of.
-fn wanted(config: &Config) -> Vec<(Key, &ListenerConfig)> {
+fn wanted(config: &Config) -> Vec<(Slot, &ListenerConfig)> {
     let mut times: HashMap<ListenAddr, usize> = HashMap::new();
     let all =
         config.listeners.iter().flat_map(|listener| listener.bind.iter().map(move |at| (*at, listener)));
     all.map(|(address, listener)| {
         let times = times.entry(address).or_default();
         *times += 1;
-        (Key { address, nth: *times }, listener)
+        (Slot { address, nth: *times }, listener)
     })
     .collect()
 }
 
-/// Binds all addresses of `config`, for so many workers.
-pub(super) fn bind(config: &Config, workers: usize) -> Result<Vec<Group>, StartError> {
-    bind_others(config, workers, &HashMap::new())
+/// Binds all addresses of `config`, for so many workers, but for those whose sockets are `inherited`.
+pub(super) fn bind(
+    config: &Config,
+    workers: usize,
+    inherited: &mut Inherited,
+) -> Result<Vec<Group>, StartError> {
+    bind_others(config, workers, &HashMap::new(), inherited)
 }
 
 /// Binds the addresses of `config` that are not open.
 fn bind_others(
     config: &Config,
     workers: usize,
-    open: &HashMap<Key, Arc<Address>>,
+    open: &HashMap<Slot, Open>,
+    inherited: &mut Inherited,
 ) -> Result<Vec<Group>, StartError> {
-    let new: Vec<_> = wanted(config).into_iter().filter(|(key, _)| !open.contains_key(key)).collect();
+    let new: Vec<_> = wanted(config).into_iter().filter(|(slot, _)| !open.contains_key(slot)).collect();
     // Whether another program has one of the addresses: SO_REUSEPORT would let it share them. All before the
     // first is bound, so that an address and a wildcard over it do not find each other; and not those of a
     // port that this process has already, which it would find.
-    let ours =
-        |address: &ListenAddr| open.keys().any(|key| key.address.socket().port() == address.socket().port());
-    for (key, listener) in new.iter().filter(|(key, _)| !ours(&key.address)) {
-        net::probe(key.address).map_err(|error| not_bound(listener, &key.address, error))?;
+    for (slot, listener) in &new {
+        let port = slot.address.socket().port();
+        let ours = open.keys().any(|slot| slot.address.socket().port() == port) || inherited.has_port(port);
+        if !ours {
+            net::probe(slot.address).map_err(|error| not_bound(listener, &slot.address, error))?;
+        }
     }
-    new.into_iter()
-        .map(|(key, listener)| {
-            let (bound, sockets) =
-                bind_group(key.address, workers).map_err(|error| not_bound(listener, &key.address, error))?;
-            Ok(Group { key, listener: Arc::clone(&listener.name), bound, sockets })
-        })
-        .collect()
+    let group = |(slot, listener): (Slot, &ListenerConfig)| {
+        let given = inherited.take(&slot).unwrap_or_default();
+        let (bound, sockets) = bind_group(slot.address, workers, given)
+            .map_err(|error| not_bound(listener, &slot.address, error))?;
+        Ok(Group { slot, listener: Arc::clone(&listener.name), bound, sockets })
+    };
+    new.into_iter().map(group).collect()
 }
 
 fn not_bound(listener: &ListenerConfig, address: &ListenAddr, source: io::Error) -> StartError {
     StartError::Bind { address: address.to_string(), listener: listener.name.to_string(), source }
 }
 
-fn bind_group(address: ListenAddr, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    let first = net::bind(address)?;
+/// At least a socket a worker: those `given`, and as many more as are missing.
+fn bind_group(
+    address: ListenAddr,
+    workers: usize,
+    given: Vec<TcpListener>,
+) -> io::Result<(SocketAddr, Vec<Arc<TcpListener>>)> {
+    given.iter().try_for_each(net::adopt)?;
+    let mut sockets: Vec<_> = given.into_iter().map(Arc::new).collect();
+    let first = match sockets.first() {
+        Some(first) => Arc::clone(first),
+        None => {
+            let first = Arc::new(net::bind(address)?);
+            sockets.push(Arc::clone(&first));
+            first
+        }
+    };
     let bound = first.local_addr()?;
-    let mut sockets = vec![first];
-    for _ in 1..workers {
-        sockets.push(net::bind(address.with_port(bound.port()))?);
+    while sockets.len() < workers {
+        sockets.push(match net::bind(address.with_port(bound.port())) {
+            Ok(socket) => Arc::new(socket),
+            // It was not opened to be shared, by systemd without `ReusePort=`: all workers accept on the one.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Arc::new(first.try_clone()?),
+            Err(error) => return Err(error),
+        });
     }
     Ok((bound, sockets))
 }
@@ -110,44 +137,53 @@ impl Listening {
 
     /// Binds what `config` has and is not open.
     pub(super) fn bind(&self, config: &Config) -> Result<Vec<Group>, StartError> {
-        bind_others(config, self.workers.len(), &self.open)
+        bind_others(config, self.workers.len(), &self.open, &mut Inherited::default())
     }
 
     /// Accepts on the addresses of `config` and no others; `new` are those that were not open.
     pub(super) fn change(&mut self, config: &Config, new: Vec<Group>) {
-        let mut new: HashMap<_, _> = new.into_iter().map(|group| (group.key, group)).collect();
+        let mut new: HashMap<_, _> = new.into_iter().map(|group| (group.slot, group)).collect();
         let mut contexts: HashMap<Arc<str>, Arc<ListenerContext>> = HashMap::new();
         let mut left = std::mem::take(&mut self.open);
-        for (key, listener) in wanted(config) {
+        for (slot, listener) in wanted(config) {
             let context = contexts
                 .entry(Arc::clone(&listener.name))
                 .or_insert_with(|| ListenerContext::new(&listener.name, &self.registry));
-            let address = match left.remove(&key) {
-                Some(address) => {
-                    if address.listener().name != listener.name {
-                        address.belongs_to(Arc::clone(context));
-                    }
-                    address
+            if let Some(open) = left.remove(&slot) {
+                if open.address.listener().name != listener.name {
+                    open.address.belongs_to(Arc::clone(context));
                 }
-                None => Address::new(Arc::clone(context), &self.draining),
-            };
-            if let Some(group) = new.remove(&key) {
-                self.open_group(group, &address);
+                self.open.insert(slot, open);
+            } else if let Some(group) = new.remove(&slot) {
+                let address = Address::new(Arc::clone(context), &self.draining);
+                self.open.insert(slot, self.open_group(group, address));
             }
-            self.open.insert(key, address);
         }
-        for (key, address) in left {
-            info!(listener = %address.listener().name, address = %key.address, "no longer listening");
+        for (slot, Open { address, .. }) in left {
+            info!(listener = %address.listener().name, address = %slot.address, "no longer listening");
             address.close();
         }
     }
 
-    fn open_group(&self, group: Group, address: &Arc<Address>) {
+    fn open_group(&self, group: Group, address: Arc<Address>) -> Open {
         info!(listener = %group.listener, address = %group.bound, "listening");
-        for (worker, socket) in self.workers.iter().zip(group.sockets) {
+        // A predecessor with more workers leaves several sockets to some of these.
+        for (worker, socket) in self.workers.iter().cycle().zip(&group.sockets) {
+            let (socket, address) = (Arc::clone(socket), Arc::clone(&address));
             // A worker that is gone has sounded the alarm.
-            let _ = worker.send(WorkerSocket { socket, address: Arc::clone(address) });
+            let _ = worker.send(WorkerSocket { socket, address });
         }
+        Open { address, sockets: group.sockets }
+    }
+
+    /// The sockets of all addresses, for a successor.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (Slot, Vec<BorrowedFd<'_>>)> {
+        self.open.iter().map(|(slot, open)| (*slot, open.sockets.iter().map(AsFd::as_fd).collect()))
+    }
+
+    /// Lets go of the sockets: from here on they are closed when the workers have closed theirs.
+    pub(super) fn close(&mut self) {
+        self.open.clear();
     }
 
     /// How many addresses there are.

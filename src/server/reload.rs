@@ -3,6 +3,7 @@
 //! A new configuration is read, checked, resolved and bound beside the one that serves; only when nothing can
 //! fail any more does it take its place. Connections keep the generation that they began with.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,10 +17,12 @@ use tracing::{error, info, warn};
 use super::budget::Budget;
 use super::listening::{Group, Listening};
 use super::{StartError, run_assertions};
+use crate::admin::AdminSocket;
 use crate::config::{self, Change, Config, Effective};
 use crate::conn::Shared;
 use crate::control::{Generation, Kept, Outcome};
 use crate::guard::Guard;
+use crate::handover::{Program, Successor};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
 use crate::upstream::Resolver;
@@ -49,6 +52,7 @@ pub(super) struct Live {
     fixed: Vec<Effective>,
     resolver: Resolver,
     pub(super) listening: Listening,
+    pub(super) admin: Option<AdminSocket>,
     workers: usize,
     pub(super) shared: Arc<Shared>,
     registry: Arc<Registry>,
@@ -79,6 +83,7 @@ pub(super) struct First {
     pub(super) config: Config,
     pub(super) resolver: Resolver,
     pub(super) listening: Listening,
+    pub(super) admin: Option<AdminSocket>,
     pub(super) workers: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) registry: Arc<Registry>,
@@ -88,12 +93,12 @@ pub(super) struct First {
 impl Live {
     /// The first generation.
     pub(super) fn new(first: First) -> Self {
-        let First { file, config, resolver, listening, workers, shared, registry, runtime } = first;
+        let First { file, config, resolver, listening, admin, workers, shared, registry, runtime } = first;
         let metrics = Metrics::new(&registry);
         metrics.taken_now();
         let fixed = config::fixed(&config.effective);
         let serving = Arc::new(ArcSwap::from_pointee(Generation { number: 1, config }));
-        Self { file, serving, fixed, resolver, listening, workers, shared, registry, runtime, metrics }
+        Self { file, serving, fixed, resolver, listening, admin, workers, shared, registry, runtime, metrics }
     }
 
     /// Where metrics are.
@@ -179,6 +184,33 @@ impl Live {
         self.resolver = resolver;
         self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
         changes
+    }
+
+    /// Starts `program` with the sockets of this process and waits until it serves; says whether it does.
+    /// Dropped before its end it ends the new process.
+    pub(super) async fn hand_over(&self, program: Option<&Program>) -> bool {
+        let Some(program) = program.filter(|_| self.file.is_some()) else {
+            warn!("this process cannot be replaced");
+            return false;
+        };
+        info!("starting a new process");
+        let admin = self.admin.as_ref().map(|admin| (&admin.bind, admin.descriptor.as_fd()));
+        // It may have to wait for the new process to read.
+        let start = || Successor::start(program, self.listening.sockets(), admin);
+        let result = match tokio::task::block_in_place(start) {
+            Ok(successor) => (Some(successor.id()), successor.ready().await),
+            Err(error) => (None, Err(error)),
+        };
+        match result {
+            (pid, Ok(())) => {
+                info!(pid, "the new process serves");
+                true
+            }
+            (pid, Err(error)) => {
+                error!(pid, error = %chain(&error), "this process goes on");
+                false
+            }
+        }
     }
 
     /// Opens the access log again, for when its file was moved away.

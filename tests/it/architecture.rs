@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 10] = [
     &["snapshot"],
     &["conn"],
     &["drain"],
-    &["control"],
+    &["control", "handover"],
     &["admin", "worker"],
     &["server"],
 ];

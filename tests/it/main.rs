@@ -37,4 +37,5 @@ mod reload;
 mod routes;
 mod soak;
 mod syscalls;
+mod upgrade;
 mod upstream;

@@ -127,7 +127,7 @@ fn all_queued_connections_are_accepted_and_known_to_have_waited() {
     let (reactor, timers) = (Reactor::new().unwrap(), Timers::new());
     let (socket, addr) = listen();
     let clients = (0..100).map(|_| TcpStream::connect(addr).unwrap()).collect::<Vec<_>>();
-    let listener = Listener::new(socket, &reactor);
+    let listener = Listener::new(socket.into(), &reactor);
     let accepted = run(&reactor, &timers, async {
         let mut accepted = Vec::new();
         while accepted.len() < clients.len() {
@@ -145,7 +145,7 @@ fn all_queued_connections_are_accepted_and_known_to_have_waited() {
 fn a_listener_that_pauses_does_not_turn_the_loop() {
     let (reactor, timers) = (Reactor::new().unwrap(), Timers::new());
     let (socket, addr) = listen();
-    let listener = Listener::new(socket, &reactor);
+    let listener = Listener::new(socket.into(), &reactor);
     let _queued = TcpStream::connect(addr).unwrap();
     let mut timer = timers.timer();
     let turns = run(&reactor, &timers, async {

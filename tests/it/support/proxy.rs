@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -24,6 +25,8 @@ pub(crate) struct Proxy {
     pub(crate) process: Process,
     /// Where the configuration is, for as long as the process lives.
     dir: TempDir,
+    /// Processes that took over, the last one last; ended with this.
+    successors: Vec<Pid>,
     /// That the user's pipe memory is there, for as long as the process lives.
     _pipes: Option<File>,
 }
@@ -54,10 +57,25 @@ impl Proxy {
         let words: Vec<&str> = wrapper.iter().copied().chain([BINARY, "run", "--workers", WORKERS]).collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).arg("--config").arg(&file);
-        let mut proxy = Self { process: Process::start(&mut command, package), dir, _pipes: None };
+        Self::start_command(&mut command, package, dir)
+    }
+
+    /// Starts a binary of the test's own, a copy or a link, so that another may be put in its place.
+    pub(crate) fn start_binary(binary: &Path, config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("portcullis.toml");
+        std::fs::write(&file, config).unwrap();
+        let mut command = Command::new(binary);
+        command.args(["run", "--workers", WORKERS, "--config"]).arg(&file);
+        Self::start_command(&mut command, "portcullis", dir)
+    }
+
+    fn start_command(command: &mut Command, package: &str, dir: TempDir) -> Self {
+        let mut proxy =
+            Self { process: Process::start(command, package), dir, successors: Vec::new(), _pipes: None };
         until("ready", SOON, || {
             if let Some(status) = proxy.process.exit() {
-                panic!("ended at start with {status}: {:#?}\n{config}", proxy.process.stderr.all());
+                panic!("ended at start with {status}: {:#?}", proxy.process.stderr.all());
             }
             proxy.logged("ready").pop()
         });
@@ -87,6 +105,20 @@ impl Proxy {
         let done = self.reload();
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         done
+    }
+
+    /// Lets a new process take over, and waits until it serves; the old one drains.
+    pub(crate) fn upgrade(&mut self) {
+        let served = self.logged("the new process serves").len();
+        let running = self.successors.last().copied();
+        match running {
+            Some(pid) => kill_process(pid, Signal::USR2).unwrap(),
+            None => self.process.signal(Signal::USR2),
+        }
+        let line =
+            until("a new process", SOON, || self.logged("the new process serves").get(served).cloned());
+        let pid = line["pid"].as_i64().unwrap();
+        self.successors.push(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap());
     }
 
     /// For tests in which it splices: see [`share_pipe_memory`].
@@ -191,6 +223,10 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
+        for pid in &self.successors {
+            // Those before the last have ended when they had drained.
+            let _ = kill_process(*pid, Signal::KILL);
+        }
         if std::thread::panicking() {
             let last = |lines: Vec<String>| lines[lines.len().saturating_sub(20)..].join("\n");
             println!("process log:\n{}", last(self.process.stderr.all()));

@@ -1,0 +1,218 @@
+//! A new binary for a process that serves: it takes over when it is ready, and nobody notices; one that never is
+//! changes nothing.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::backend::Backend;
+use crate::support::client::{connect, free_port, held, probe, served};
+use crate::support::hello::to;
+use crate::support::pattern::{exchange, serve};
+use crate::support::process::Process;
+use crate::support::proxy::Proxy;
+use crate::support::{SOON, UNLIMITED, until, wait_for};
+
+fn config(backend: &Backend) -> String {
+    format!(
+        "listen = ['127.0.0.1:0', '127.0.0.1:0']\nadmin = '127.0.0.1:0'\n{UNLIMITED}\
+         timeouts = {{ drain = '1m' }}\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+    )
+}
+
+/// A link to the binary, which something else can be put in the place of.
+fn binary(dir: &Path) -> PathBuf {
+    let path = dir.join("portcullis");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_portcullis"), &path).unwrap();
+    path
+}
+
+/// Puts a script in the place of the binary.
+fn replace(binary: &Path, script: &str) {
+    let new = binary.with_extension("new");
+    std::fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::rename(new, binary).unwrap();
+}
+
+/// Lets the streams go on, and the clients end, also when the test fails.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Connections that are opened all the time, and long ones that are checked byte by byte, while one process after
+/// the other takes over.
+#[test]
+fn ten_upgrades_under_load_are_noticed_by_nobody() {
+    const UPGRADES: usize = 10;
+    const STREAMS: usize = 200;
+    const LEN: usize = 256 * 1024;
+    let hello = to("stream.test");
+    let len = hello.len();
+    let (streams, tagged) = (Backend::new(move |stream| serve(stream, len)), Backend::tagged("a"));
+    let route = format!("[[route]]\nsni = 'stream.test'\nto = '{streams}'\n");
+    let mut proxy = Proxy::start(&(config(&tagged) + &route));
+    let addr = proxy.addr();
+    let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for id in 0..STREAMS {
+            let (hello, done) = (&hello, &done);
+            let stream = move || {
+                let stream = connect(addr);
+                stream.set_read_timeout(Some(SOON * 6)).unwrap();
+                exchange(&stream, hello, id, LEN, |at| {
+                    // The second half comes after the upgrades.
+                    while at >= LEN / 2 && !done.load(Ordering::Acquire) {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                });
+            };
+            std::thread::Builder::new().stack_size(256 * 1024).spawn_scoped(scope, stream).unwrap();
+        }
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    assert_eq!(probe(addr, &to("a.test")), served("a"));
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let _done = Done(&done);
+        wait_for("the streams to be there", || streams.hits() == STREAMS);
+        for _ in 0..UPGRADES {
+            proxy.upgrade();
+        }
+    });
+    let count = count.load(Ordering::Relaxed);
+    println!("{count} new connections during {UPGRADES} upgrades");
+    assert!(count >= UPGRADES, "{count}");
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0), "the first process drained");
+    let failed = |line: &serde_json::Value| line["cause"] != "done" && line["cause"] != "client";
+    assert_eq!(proxy.access_log().into_iter().filter(failed).count(), 0);
+    assert!(!proxy.process.stderr.contains("panicked"));
+}
+
+#[test]
+fn the_new_process_has_the_new_configuration_and_the_admin_address() {
+    let (a, b) = (Backend::tagged("a"), Backend::tagged("b"));
+    let mut proxy = Proxy::start(&config(&a));
+    let addr = proxy.addr();
+    let old = held(Ipv4Addr::LOCALHOST, addr, &to("a.test"));
+    proxy.write(&config(&b));
+    proxy.upgrade();
+    let second = proxy.listener("default");
+    assert_eq!(second, addr);
+    assert_eq!(probe(addr, &to("a.test")), served("b"));
+    wait_for("the new process to answer on the admin address", || {
+        proxy.try_ask("/readyz").is_ok_and(|answer| answer.status == 200)
+    });
+    drop(old);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    assert_eq!(probe(addr, &to("a.test")), served("b"));
+    assert_eq!(proxy.ask("/readyz").status, 200);
+    // What the reload sees is the address that was handed on.
+    proxy.reconfigure(&config(&a));
+    assert_eq!(probe(addr, &to("a.test")), served("a"));
+}
+
+#[test]
+fn the_file_of_an_admin_socket_stays() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let text =
+        config(&backend).replace("admin = '127.0.0.1:0'", &format!("admin = 'unix:{}'", path.display()));
+    let mut proxy = Proxy::start(&text);
+    proxy.upgrade();
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    std::os::unix::net::UnixStream::connect(&path).expect("the new process answers");
+}
+
+#[test]
+fn a_new_process_that_fails_changes_nothing() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let binary = binary(dir.path());
+    let mut proxy = Proxy::start_binary(&binary, &config(&backend));
+    let mut failures = 0;
+    let mut fails = |proxy: &Proxy| {
+        proxy.process.signal(Signal::USR2);
+        failures += 1;
+        wait_for("the failure", || proxy.logged("this process goes on").len() == failures);
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    };
+    // A configuration that the old one has no need of.
+    proxy.write("listen = 5\n");
+    fails(&proxy);
+    proxy.write(&config(&backend));
+    replace(&binary, "exit 3");
+    fails(&proxy);
+    std::fs::remove_file(&binary).unwrap();
+    fails(&proxy);
+    let fds = proxy.process.fds();
+    // Killed in the middle of it.
+    let pid_file = dir.path().join("pid");
+    replace(&binary, &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 30", pid_file.display()));
+    proxy.process.signal(Signal::USR2);
+    let pid = until("the new process", SOON, || {
+        std::fs::read_to_string(&pid_file).ok().and_then(|pid| pid.trim().parse().ok())
+    });
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    wait_for("the failure", || proxy.logged("this process goes on").len() == 4);
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    wait_for("descriptors to be as before", || proxy.process.fds() <= fds);
+    // And a good one takes over after all of them.
+    std::fs::remove_file(&binary).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_portcullis"), &binary).unwrap();
+    proxy.upgrade();
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+}
+
+/// Told to stop while a new process starts: both end.
+#[test]
+fn a_stop_in_the_middle_of_an_upgrade_ends_the_new_process_too() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let (binary, pid_file) = (binary(dir.path()), dir.path().join("pid"));
+    let mut proxy = Proxy::start_binary(&binary, &config(&backend));
+    replace(&binary, &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 30", pid_file.display()));
+    proxy.process.signal(Signal::USR2);
+    let pid = until("the new process", SOON, || {
+        std::fs::read_to_string(&pid_file).ok().and_then(|pid| pid.trim().parse::<i32>().ok())
+    });
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    wait_for("the new process to be gone", || !Path::new(&format!("/proc/{pid}")).exists());
+    TcpStream::connect(proxy.addr()).expect_err("nobody listens any more");
+}
+
+/// The first client's connection starts the process; what it has said waits.
+#[test]
+fn systemd_opens_the_sockets() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("portcullis.toml");
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    std::fs::write(&file, format!("listen = '{addr}'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"))
+        .unwrap();
+    let mut command = Command::new("systemd-socket-activate");
+    command.arg("--listen").arg(addr.to_string());
+    command.args([env!("CARGO_BIN_EXE_portcullis"), "run", "--workers", "2", "--config"]).arg(&file);
+    let process = Process::start(&mut command, "systemd");
+    wait_for("systemd to listen", || process.stderr.contains("Listening on"));
+    for _ in 0..20 {
+        assert_eq!(probe(addr, &to("a.test")), served("a"));
+    }
+    assert!(process.stderr.contains("\"ready\""), "{:?}", process.stderr.all());
+}
