@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::net::{ListenAddr, UpstreamAddr};
+use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
 use crate::peek::{Protocol, ServerName};
 
 mod decode;
@@ -76,6 +76,8 @@ pub struct ListenerConfig {
     pub bind: Vec<ListenAddr>,
     /// How long a client may stay silent before the connection counts as [`Protocol::Silent`].
     pub silent_after: Duration,
+    /// Networks of trusted proxies: connections from there begin with a PROXY header, all others must not.
+    pub proxy_protocol: Vec<IpNet>,
     /// Where it is written.
     pub origin: Origin,
 }
@@ -133,6 +135,8 @@ pub enum ActionConfig {
 pub struct PassthroughConfig {
     /// Addresses to share connections over; never empty.
     pub to: Vec<UpstreamAddr>,
+    /// The PROXY header that they are sent first.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// Deadline of one attempt to connect.
     pub connect_timeout: Duration,
     /// How long a connection may go without a byte in either direction.

@@ -1,4 +1,4 @@
-//! The life of a connection: accept → guard → peek → route → passthrough or refusal → one line in the log.
+//! The life of a connection: accept → guard → (PROXY header) → peek → route → passthrough or refusal → one line in the log.
 //!
 //! Each stage takes what the one before it gives; `serve` is the whole path.
 
@@ -18,6 +18,7 @@ mod context;
 mod metrics;
 mod passthrough;
 mod peek;
+mod proxy;
 mod record;
 mod refuse;
 mod termination;
@@ -46,14 +47,14 @@ async fn serve(admitted: Box<Admitted>, cx: Rc<Context>) {
     record.finish(termination);
 }
 
-/// Peeks, routes and connects; refuses what comes to nothing.
+/// Finds out whose connection it is and what, routes and connects; refuses what comes to nothing.
 async fn establish<'a>(
     admitted: Box<Admitted>,
     cx: &'a Context,
     record: &mut ConnRecord,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Admitted { socket, waited, at, listener, mut permit, live, .. } = *admitted;
+    let Admitted { socket, named_later, waited, at, listener, mut permit, live, .. } = *admitted;
     let mut stream = Socket::accepted(socket, &cx.reactor);
     if waited {
         stream.expect_bytes();
@@ -61,6 +62,15 @@ async fn establish<'a>(
     let snapshot = cx.shared.snapshot.load_full();
     let limits = peek::Limits::new(&snapshot, &listener.name, timer.now());
     let mut said = Vec::new();
+    let destination = if named_later {
+        let whose = (&mut *record, &mut permit);
+        match Box::pin(proxy::identify(&mut stream, &mut said, limits, whose, cx, timer)).await {
+            Ok(destination) => destination,
+            Err(error) => return Err(proxy::turn_away(stream, error, &listener, record, cx, timer).await),
+        }
+    } else {
+        None
+    };
     let peeked = peek::read_preface(&mut stream, &mut said, &cx.scratch, limits, timer).await;
     record.received(&said);
     let preface = match peeked {
@@ -82,7 +92,7 @@ async fn establish<'a>(
     let tls = preface.hello().is_some();
     match route(&snapshot, &preface, &listener.name, record) {
         Routed::To(index) => {
-            let client = Client { stream, said, tls, counted: (permit, live) };
+            let client = Client { stream, said, destination, tls, counted: (permit, live) };
             passthrough::connect(client, &snapshot, index, record, cx, timer).await
         }
         Routed::Refuse(with, termination) => {

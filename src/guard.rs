@@ -84,6 +84,20 @@ impl Guard {
         Ok(ConnPermit { guard: Arc::clone(self), slot, in_total: false })
     }
 
+    /// Admits a connection of a trusted proxy, whose client is not known yet: it counts in all, and on no address until
+    /// [`ConnPermit::count_for`].
+    pub fn admit_unnamed(self: &Arc<Self>) -> ConnPermit {
+        ConnPermit { guard: Arc::clone(self), slot: None, in_total: false }
+    }
+
+    /// Whether the lists allow `client`, which is counted nowhere.
+    ///
+    /// # Errors
+    /// [`Rejection::Acl`].
+    pub fn allows(&self, client: IpAddr) -> Result<(), Rejection> {
+        if self.acl.allows(client) { Ok(()) } else { Err(Rejection::Acl) }
+    }
+
     /// Connections counted against the cap now.
     pub fn open(&self) -> usize {
         self.cap.open.load(Ordering::Relaxed)
@@ -114,6 +128,16 @@ impl ConnPermit {
                 freed.await;
             }
         }
+    }
+
+    /// The client is known: from now on the connection counts on its address as if that had connected.
+    ///
+    /// # Errors
+    /// The limit that it would break.
+    pub fn count_for(&mut self, client: IpAddr, now: Instant) -> Result<(), Rejection> {
+        // What it was counted on before, if on anything, goes with the other permit.
+        std::mem::swap(&mut self.slot, &mut self.guard.admit(client, now)?.slot);
+        Ok(())
     }
 
     /// The hello is there: from now on the connection no longer counts among those without.

@@ -1,13 +1,15 @@
 //! One generation of the configuration at work: immutable, shared by all workers, pinned by connections.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 
 use crate::config::{ActionConfig, Config, Timeouts};
-use crate::net::IdleLimits;
+use crate::guard::Acl;
+use crate::net::{IdleLimits, ProxyVersion};
 use crate::route::{RouteId, RouteTable};
 use crate::telemetry::{Family, Registry};
 use crate::upstream::{Resolver, Upstream};
@@ -45,6 +47,8 @@ pub struct Snapshot {
     unrouted: Arc<Traffic>,
     /// By listener, of those on which silence means something.
     silent_after: HashMap<Arc<str>, Duration>,
+    /// By listener, the proxies that it trusts.
+    trusted: HashMap<Arc<str>, Acl>,
 }
 
 /// What belongs to a route beside what its configuration says.
@@ -61,6 +65,8 @@ pub struct LiveRoute {
 pub struct Backends {
     /// The endpoints.
     pub upstream: Upstream,
+    /// The PROXY header that they are sent first.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// How long a relay to them may be idle.
     pub idle: IdleLimits,
 }
@@ -85,6 +91,7 @@ impl Snapshot {
             let backends = match &route.action {
                 ActionConfig::Passthrough(passthrough) => Some(Backends {
                     upstream: Upstream::new(&route.name, passthrough, resolver, registry),
+                    proxy_protocol: passthrough.proxy_protocol,
                     idle: IdleLimits {
                         open: passthrough.idle_timeout,
                         half_closed: passthrough.half_closed_timeout,
@@ -98,8 +105,12 @@ impl Snapshot {
         let silent = config.listeners.iter().filter(|listener| table.wants_silence(&listener.name));
         let silent_after =
             silent.map(|listener| (Arc::clone(&listener.name), listener.silent_after)).collect();
+        let behind = config.listeners.iter().filter(|listener| !listener.proxy_protocol.is_empty());
+        let trusted =
+            behind.map(|listener| (Arc::clone(&listener.name), Acl::new(&listener.proxy_protocol, &[])));
         Self {
             live: live.collect(),
+            trusted: trusted.collect(),
             table,
             timeouts: config.timeouts,
             max_hello: config.max_hello_size,
@@ -122,6 +133,11 @@ impl Snapshot {
     /// when no route cares.
     pub fn silent_after(&self, listener: &str) -> Option<Duration> {
         self.silent_after.get(listener).copied()
+    }
+
+    /// Whether connections of `peer` to the listener begin with a PROXY header, which is believed.
+    pub fn trusts(&self, listener: &str, peer: IpAddr) -> bool {
+        self.trusted.get(listener).is_some_and(|networks| networks.allows(peer))
     }
 }
 

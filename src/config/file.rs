@@ -11,7 +11,7 @@ use super::values::{
     AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol, WordOr,
 };
 use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, RejectWith};
-use crate::net::{ListenAddr, UpstreamAddr};
+use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
 use crate::peek::ServerName;
 
 shape! {
@@ -21,6 +21,8 @@ shape! {
         listen: OneOrMany<ListenAddr>,
         /// How long a client of the listener `default` may stay silent before its protocol counts as `silent`.
         silent_after: Duration,
+        /// Networks of proxies whose connections to the listener `default` begin with a PROXY header, which is believed.
+        proxy_protocol: OneOrMany<IpNet>,
         /// Named groups of addresses to accept on.
         listener: Tables<Listener>,
         /// More files to read; patterns are relative to the folder of this file.
@@ -67,6 +69,8 @@ shape! {
         bind: OneOrMany<ListenAddr> = required,
         /// How long a client may stay silent before its protocol counts as `silent`.
         silent_after: Duration,
+        /// Networks of proxies whose connections begin with a PROXY header, which is believed.
+        proxy_protocol: OneOrMany<IpNet>,
     }
 }
 
@@ -161,6 +165,8 @@ shape! {
         to: OneOrMany<UpstreamAddr>,
         /// Refuse the connection, and how.
         reject: RejectWith,
+        /// The version of the PROXY header that backends are sent first: `v1` or `v2`.
+        proxy_protocol: WordOr<Off, ProxyVersion>,
         /// Timeouts of this route; those left out are the global ones.
         timeouts: RouteTimeouts,
     }

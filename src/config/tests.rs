@@ -339,6 +339,37 @@ fn effective_settings_tell_where_they_come_from() {
 }
 
 #[test]
+fn proxies_before_and_backends_behind_are_told_of_clients_as_configured() {
+    let text = "listen = \":443\"\nproxy_protocol = [\"10.0.0.0/8\", \"::1\"]\n\
+                [[listener]]\nname = \"lan\"\nbind = \"10.0.0.1:444\"\n\
+                [[route]]\nsni = \"a.test\"\nto = \"10.0.0.2:443\"\nproxy_protocol = \"v2\"\n\
+                [[route]]\nsni = \"b.test\"\nto = \"10.0.0.2:443\"\nproxy_protocol = \"off\"\n\
+                [[route]]\nsni = \"c.test\"\nto = \"10.0.0.2:443\"\nproxy_protocol = \"v1\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.listeners[0].proxy_protocol, [net("10.0.0.0/8"), net("::1/128")]);
+    assert!(config.listeners[1].proxy_protocol.is_empty());
+    let versions = config.routes.iter().map(|route| {
+        let ActionConfig::Passthrough(to) = &route.action else { panic!("passed through") };
+        to.proxy_protocol
+    });
+    let versions: Vec<_> = versions.collect();
+    assert_eq!(versions, [Some(ProxyVersion::V2), None, Some(ProxyVersion::V1)]);
+    let find = |key: &str| config.effective.iter().find(|setting| setting.key == key).expect(key);
+    let listener = find("listener[default].proxy_protocol");
+    assert_eq!(listener.value, "[\"10.0.0.0/8\", \"::1/128\"]");
+    assert_eq!(listener.origin.as_ref().unwrap().line, 2);
+    assert_eq!(find("listener[lan].proxy_protocol").value, "[]");
+    assert_eq!(find("route[a.test].proxy_protocol").value, "\"v2\"");
+    let bare = parse(&format!("{HEAD}proxy_protocol = \"off\"\n")).unwrap();
+    assert!(bare.effective.iter().any(|setting| setting.key == "route[a.test].proxy_protocol"));
+    let message = |keys: &str| parse(&format!("{HEAD}{keys}")).unwrap_err().to_string();
+    let error = message("proxy_protocol = \"v\"\n");
+    assert!(error.contains("`v` is not one of `v1` and `v2`"), "{error}");
+    let error = parse(&format!("proxy_protocol = \"v2\"\n{HEAD}")).unwrap_err().to_string();
+    assert!(error.contains("`v2` is not a network") && error.contains("10.0.0.0/8"), "{error}");
+}
+
+#[test]
 fn included_files_are_merged_in_order_of_their_names() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();

@@ -15,7 +15,7 @@ use super::error::ErrorKind;
 use super::schema::words;
 use super::source::Place;
 use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith};
-use crate::net::{ListenAddr, UpstreamAddr};
+use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
 use crate::peek::{NameError, Protocol, ServerName};
 
 const REJECTS: [(&str, RejectWith); 4] = [
@@ -43,6 +43,8 @@ const TEST_PROTOCOLS: [(&str, TestProtocol); 4] = [
 
 const ACTIONS: [(&str, ExpectedAction); 2] =
     [("passthrough", ExpectedAction::Passthrough), ("reject", ExpectedAction::Reject)];
+
+const PROXY_VERSIONS: [(&str, ProxyVersion); 2] = [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
 
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
 
@@ -165,6 +167,7 @@ word_value!(ProtocolWord, "the name of a protocol", PROTOCOLS);
 word_value!(TestProtocol, "the name of a protocol", TEST_PROTOCOLS);
 word_value!(ExpectedAction, "\"passthrough\" or \"reject\"", ACTIONS);
 word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);
+word_value!(ProxyVersion, "\"v1\" or \"v2\"", PROXY_VERSIONS);
 
 impl Text for String {
     const EXPECTED: &'static str = "a string";

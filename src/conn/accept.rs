@@ -70,13 +70,21 @@ fn is_clients_own(error: &io::Error) -> bool {
 /// this waits, and with it the loop, so that the excess stays in the kernel's queue.
 async fn admit(accepted: AcceptedSocket, listener: Arc<ListenerContext>, cx: &Rc<Context>) {
     let AcceptedSocket { socket, peer, waited } = accepted;
-    let admission = cx.shared.guard.load().admit(peer.ip(), Instant::now());
-    match admission {
+    // Everybody behind a proxy would share its limits: they are for the client that it names.
+    let named_later = cx.shared.snapshot.load().trusts(&listener.name, peer.ip());
+    let guard = cx.shared.guard.load();
+    let admitted =
+        if named_later { Ok(guard.admit_unnamed()) } else { guard.admit(peer.ip(), Instant::now()) };
+    drop(guard);
+    match admitted {
         Ok(mut permit) => {
             permit.wait_for_room().await;
             // The client's deadlines begin now: that it had to wait is not its fault.
             let at = Instant::now();
-            begin(Admitted { socket, client: peer, waited, at, listener, permit, live: cx.begin() }, cx);
+            let live = cx.begin();
+            let admitted =
+                Admitted { socket, client: peer, named_later, waited, at, listener, permit, live };
+            begin(admitted, cx);
         }
         Err(rejection) => {
             // No FIN handshake, no state left in the kernel: the cheapest end for us.

@@ -47,6 +47,8 @@ pub struct Inbox {
 pub(super) struct Admitted {
     pub(super) socket: OwnedFd,
     pub(super) client: SocketAddr,
+    /// Whether that is a trusted proxy, which names its client by a header.
+    pub(super) named_later: bool,
     /// Whether it waited to be accepted.
     pub(super) waited: bool,
     /// When it was accepted.

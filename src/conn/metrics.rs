@@ -17,7 +17,7 @@ const ACTIVE: Family =
     Family { name: "portcullis_connections_active", help: "Connections open now.", labels: &["listener"] };
 const REJECTED: Family = Family {
     name: "portcullis_connections_rejected_total",
-    help: "Connections refused by a limit, a route or a policy; bad hellos are counted on their own.",
+    help: "Connections refused by a limit, a route, a policy, or for their PROXY header; bad hellos are counted on their own.",
     labels: &["listener", "reason"],
 };
 const ACCEPT_ERRORS: Family = Family {

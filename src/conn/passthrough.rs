@@ -1,6 +1,7 @@
 //! Passing a connection through to a backend, untouched.
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::task::{self, Poll, ready};
 
 use tracing::{debug, warn};
@@ -37,6 +38,8 @@ pub(super) struct Client {
     pub(super) stream: Socket,
     /// What it has sent already.
     pub(super) said: Vec<u8>,
+    /// What it connected to, when that was another proxy.
+    pub(super) destination: Option<SocketAddr>,
     pub(super) tls: bool,
     /// What its connection counts for.
     pub(super) counted: (ConnPermit, Live),
@@ -51,12 +54,18 @@ pub(super) async fn connect<'a>(
     cx: &'a Context,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Client { stream, said, tls, counted } = client;
+    let Client { stream, mut said, destination, tls, counted } = client;
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.
         return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
     };
     record.connecting();
+    if let Some(version) = backends.proxy_protocol {
+        let destination = destination.map_or_else(|| stream.local_addr(), Ok).map_err(ConnectError::Resource);
+        let destination = destination.map_err(|error| Termination::from(&error))?;
+        // In one piece with the hello: one write, and one segment for the backend.
+        said.splice(..0, record.header(version, destination));
+    }
     match backends.upstream.connect(&said, &cx.reactor, timer).await {
         Ok(connection) => {
             record.connected(connection.endpoint, connection.took);

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -16,10 +17,10 @@ use crate::snapshot::Snapshot;
 /// How much and how long to read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    max_hello: usize,
-    hello_by: Moment,
-    /// When a client that has sent nothing counts as silent; `None` when no route is for such clients.
-    silent_at: Option<Moment>,
+    pub(super) max_hello: usize,
+    pub(super) hello_by: Moment,
+    /// How long a client has to send something until it counts as silent; `None` when no route is for such clients.
+    silent_after: Option<Duration>,
 }
 
 /// Why no preface came of it.
@@ -40,13 +41,12 @@ pub(super) enum PeekError {
 impl Limits {
     pub(super) fn new(snapshot: &Snapshot, listener: &str, accepted: Moment) -> Self {
         let hello_by = accepted + snapshot.timeouts.hello;
-        let silent_at = snapshot.silent_after(listener).map(|silent| hello_by.min(accepted + silent));
-        Self { max_hello: snapshot.max_hello, hello_by, silent_at }
+        Self { max_hello: snapshot.max_hello, hello_by, silent_after: snapshot.silent_after(listener) }
     }
 }
 
-/// Reads into `bytes`, which is empty, until they tell what the connection is: the hello and whatever came
-/// with it, to be passed on first. The deadline is absolute: bytes do not renew it. Nothing is held for a
+/// Reads into `bytes`, which hold what is there already, until they tell what the connection is: the hello and
+/// whatever came with it, to be passed on first. The deadline is absolute: bytes do not renew it. Nothing is held for a
 /// client that has sent nothing.
 pub(super) async fn read_preface(
     stream: &mut Socket,
@@ -56,31 +56,41 @@ pub(super) async fn read_preface(
     timer: &mut Timer<'_>,
 ) -> Result<Preface, PeekError> {
     let mut detector = Detector::new(limits.max_hello);
+    let silent_at = limits.silent_after.map(|silent| limits.hello_by.min(timer.now() + silent));
     loop {
-        let until = limits.silent_at.filter(|_| bytes.is_empty()).unwrap_or(limits.hello_by);
-        let read = poll_fn(|cx| scratch.with(|scratch| poll_once(cx, stream, scratch, bytes, limits)));
-        match timer.timeout_at(until, read).await {
+        if let Some(preface) = detector.advance(bytes).map_err(PeekError::Hello)? {
+            return Ok(preface);
+        }
+        let until = silent_at.filter(|_| bytes.is_empty()).unwrap_or(limits.hello_by);
+        let room = limits.max_hello.saturating_sub(bytes.len());
+        match timer.timeout_at(until, read_more(stream, bytes, scratch, room)).await {
             Some(read) => read?,
-            None if bytes.is_empty() && limits.silent_at.is_some() => {
+            None if bytes.is_empty() && silent_at.is_some() => {
                 return Ok(Preface::Other(Protocol::Silent));
             }
             None => return Err(PeekError::Timeout),
         }
-        if let Some(preface) = detector.advance(bytes).map_err(PeekError::Hello)? {
-            return Ok(preface);
-        }
     }
 }
 
-/// Reads what is there, up to what a hello may take in all.
+/// Reads what is there, up to `room` bytes.
+pub(super) async fn read_more(
+    stream: &mut Socket,
+    bytes: &mut Vec<u8>,
+    scratch: &Scratch,
+    room: usize,
+) -> Result<(), PeekError> {
+    poll_fn(|cx| scratch.with(|scratch| poll_once(cx, stream, scratch, bytes, room))).await
+}
+
 fn poll_once(
     cx: &mut Context<'_>,
     stream: &mut Socket,
     scratch: &mut [u8],
     bytes: &mut Vec<u8>,
-    limits: Limits,
+    room: usize,
 ) -> Poll<Result<(), PeekError>> {
-    let room = limits.max_hello.saturating_sub(bytes.len()).clamp(1, scratch.len());
+    let room = room.clamp(1, scratch.len());
     let mut buf = ReadBuf::new(scratch.get_mut(..room).unwrap_or_default());
     ready!(Pin::new(stream).poll_read(cx, &mut buf)).map_err(PeekError::from_read)?;
     if buf.filled().is_empty() {
@@ -96,7 +106,7 @@ fn poll_once(
 
 impl PeekError {
     /// The words for the variants in logs and metrics.
-    pub(super) const REASONS: [&str; 13] = [
+    pub(super) const REASONS: [&str; 14] = [
         "hello_timeout",
         "closed",
         "reset",
@@ -110,6 +120,7 @@ impl PeekError {
         "duplicate_extension",
         "several_names",
         "bad_name",
+        "proxy_untrusted",
     ];
 
     /// What a failed read means: the kernel's limits of what can be watched are never the client's doing.
@@ -136,6 +147,7 @@ impl PeekError {
             Self::Hello(HelloError::DuplicateExtension) => "duplicate_extension",
             Self::Hello(HelloError::SeveralNames) => "several_names",
             Self::Hello(HelloError::Name(_)) => "bad_name",
+            Self::Hello(HelloError::ProxyHeader) => "proxy_untrusted",
         }
     }
 
@@ -151,6 +163,7 @@ impl PeekError {
     pub(super) fn refusal(&self) -> Refusal {
         match self {
             Self::Timeout | Self::Closed | Self::Reset | Self::Unwatched => Refusal::Close,
+            Self::Hello(HelloError::ProxyHeader) => Refusal::Close,
             Self::Hello(
                 HelloError::NotHandshake | HelloError::NotClientHello | HelloError::TrailingBytes,
             ) => Refusal::Alert(alert::UNEXPECTED_MESSAGE),

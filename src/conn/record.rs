@@ -17,7 +17,7 @@ use super::metrics::Action;
 use super::termination::{Stage, Termination};
 use crate::config::LogFormat;
 use crate::guard::Rejection;
-use crate::net::{Direction, Meter};
+use crate::net::{Announcement, Direction, Meter, Opening, ProxyVersion};
 use crate::peek::{Alpn, Detector, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
 
@@ -28,6 +28,8 @@ pub(super) struct ConnRecord {
     listener: Arc<ListenerContext>,
     id: u64,
     client: SocketAddr,
+    /// The proxy that named the client.
+    via: Option<Box<SocketAddr>>,
     started: Instant,
     stage: Stage,
     action: Action,
@@ -70,6 +72,7 @@ impl ConnRecord {
             id: cx.next_id(),
             listener: Arc::clone(listener),
             client: admitted.client,
+            via: None,
             started: admitted.at,
             cx,
             stage: Stage::Peek,
@@ -89,11 +92,26 @@ impl ConnRecord {
         self.client
     }
 
+    /// A header is awaited that names the client.
+    pub(super) fn awaits_header(&mut self) {
+        self.stage = Stage::Proxy;
+    }
+
+    /// There was a header: the connection is that of `client`, when it named one.
+    pub(super) fn named(&mut self, client: Option<SocketAddr>) {
+        self.stage = Stage::Peek;
+        if let Some(client) = client {
+            self.via = Some(Box::new(std::mem::replace(&mut self.client, client)));
+        }
+    }
+
     /// These bytes were read to find out what the connection is.
     pub(super) fn received(&mut self, bytes: &[u8]) {
         self.counts.received.set(bytes.len() as u64);
         if Detector::begins_tls(bytes) {
             self.protocol = Some(Protocol::Tls);
+        } else if Opening::of(bytes) == Opening::Header {
+            self.protocol = Some(Protocol::Unknown);
         }
     }
 
@@ -141,6 +159,25 @@ impl ConnRecord {
         TrafficMeter { counts: &self.counts, traffic: self.traffic.as_deref() }
     }
 
+    /// The header that tells a backend of the connection, and that its client connected to `destination`. Of several
+    /// ALPN offers none is told: which it will be is for the backend to say.
+    pub(super) fn header(&self, version: ProxyVersion, destination: SocketAddr) -> Vec<u8> {
+        let mut offers = self.alpn.iter();
+        let alpn = offers.next().filter(|_| offers.next().is_none());
+        version.write(&Announcement {
+            source: self.client,
+            destination,
+            authority: self.sni.as_ref().map(ServerName::as_str),
+            alpn,
+            unique_id: &self.id(),
+        })
+    }
+
+    /// What the connection is called in logs.
+    fn id(&self) -> String {
+        format!("{:016x}", self.id)
+    }
+
     /// The end.
     pub(super) fn finish(mut self, termination: Termination) {
         self.end = Some(termination);
@@ -149,9 +186,10 @@ impl ConnRecord {
     fn line(&self, end: Termination, duration: Duration) -> Line<'_> {
         Line {
             time: format_time(duration),
-            id: format!("{:016x}", self.id),
+            id: self.id(),
             listener: &self.listener.name,
             client: self.client,
+            via: self.via.as_deref().copied(),
             sni: self.sni.as_ref().map(ServerName::as_str),
             alpn: self.alpn.iter().map(|name| name.escape_ascii().to_string()).collect(),
             protocol: self.protocol.map(Protocol::as_str),
@@ -239,6 +277,7 @@ pub(super) fn tell_rejection(
         id: format!("{:016x}", cx.next_id()),
         listener: &listener.name,
         client,
+        via: None,
         sni: None,
         alpn: Vec::new(),
         protocol: None,
@@ -265,6 +304,7 @@ struct Line<'a> {
     id: String,
     listener: &'a str,
     client: SocketAddr,
+    via: Option<SocketAddr>,
     sni: Option<&'a str>,
     alpn: Vec<String>,
     protocol: Option<&'static str>,

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::peek::PeekError;
+use super::proxy::HeaderError;
 use crate::guard::Rejection;
 use crate::net::{Direction, Fault, RelayEnd, Side};
 use crate::route::NoRoute;
@@ -40,6 +41,8 @@ pub enum Cause {
 pub enum Stage {
     /// Accepted, nothing read.
     Accept,
+    /// The header of the proxy before it was awaited.
+    Proxy,
     /// Its first bytes were awaited.
     Peek,
     /// A route was chosen, or none.
@@ -63,11 +66,14 @@ pub struct Termination {
 
 impl Termination {
     /// The reasons of connections that a limit, a policy or a route refused.
-    pub(super) const REJECTIONS: [&str; 8] = [
+    pub(super) const REJECTIONS: [&str; 11] = [
         "acl",
         "rate_limit",
         "connection_limit",
         "before_hello",
+        "proxy_missing",
+        "proxy_header",
+        "proxy_timeout",
         "unknown_sni",
         "no_sni",
         "unknown_protocol",
@@ -113,6 +119,18 @@ impl From<PeekError> for Termination {
             PeekError::Unwatched => Cause::Resource,
         };
         Self::new(cause, Stage::Peek, error.reason())
+    }
+}
+
+impl From<HeaderError> for Termination {
+    fn from(error: HeaderError) -> Self {
+        let ended = match error {
+            HeaderError::Timeout => Self::new(Cause::ClientTimeout, Stage::Proxy, error.reason()),
+            HeaderError::Header(_) => Self::new(Cause::Client, Stage::Proxy, error.reason()),
+            HeaderError::Read(error) => error.into(),
+            HeaderError::Refused(rejection) => rejection.into(),
+        };
+        Self { stage: Stage::Proxy, ..ended }
     }
 }
 
@@ -197,6 +215,7 @@ impl Stage {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Accept => "accept",
+            Self::Proxy => "proxy",
             Self::Peek => "peek",
             Self::Route => "route",
             Self::Connect => "connect",
@@ -213,7 +232,9 @@ mod tests {
     fn every_rejection_has_a_counter() {
         let limits = Rejection::ALL.map(Termination::from);
         let policies = [NoRoute::UnknownSni, NoRoute::NoSni, NoRoute::UnknownProtocol].map(Termination::from);
-        let all: Vec<_> = limits.into_iter().chain(policies).chain([Termination::REJECTED]).collect();
+        let headers = HeaderError::REFUSED.map(Termination::from);
+        let all: Vec<_> = limits.into_iter().chain(policies).chain(headers).collect();
+        let all: Vec<_> = all.into_iter().chain([Termination::REJECTED]).collect();
         assert_eq!(all.len(), Termination::REJECTIONS.len());
         for termination in all {
             assert!(Termination::REJECTIONS.contains(&termination.reason.unwrap()), "{termination:?}");

@@ -1,13 +1,14 @@
 //! Connections of either side, over TCP or a Unix socket, on the event loop of their thread.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt::socket_error};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, getsockname, recv, send, shutdown, sockopt::socket_error};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -42,6 +43,15 @@ impl Socket {
     /// When the kernel watches too many descriptors already (epoll(7), `max_user_watches`).
     pub fn watch(&self) -> io::Result<()> {
         self.0.watch(Interest::Read)
+    }
+
+    /// The address of this end, of a TCP connection.
+    ///
+    /// # Errors
+    /// What the kernel says, or that it is no IP address.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        let addr = getsockname(self)?;
+        SocketAddr::try_from(addr).map_err(|_| io::ErrorKind::Unsupported.into())
     }
 
     pub(super) fn watch_both(&self) -> io::Result<()> {

@@ -54,7 +54,7 @@ pub struct ClientHello {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alpn(Box<[u8]>);
 
-/// Why bytes that begin like a ClientHello are not one.
+/// Why bytes that begin like a ClientHello are not one, or nothing that may reach a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelloError {
     /// More bytes on the wire than the configured maximum.
@@ -81,6 +81,9 @@ pub enum HelloError {
     /// More than one server name, or one of an unknown type.
     #[error("more than one server name")]
     SeveralNames,
+    /// A PROXY header, from somebody who is not trusted to send one, or after one.
+    #[error("a PROXY header from a client")]
+    ProxyHeader,
     /// A server name that is none.
     #[error("bad server name: {0}")]
     Name(#[from] NameError),

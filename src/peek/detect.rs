@@ -2,6 +2,7 @@
 
 use super::client_hello::{ClientHello, HelloError, HelloReader};
 use super::{Preface, Protocol};
+use crate::net::Opening;
 
 /// Request methods that begin an HTTP/1 request: RFC 9110 §9, RFC 5789, the WebDAV family, and the
 /// pseudo-method of the HTTP/2 preface (RFC 9113 §3.4). A closed list, because other line protocols begin
@@ -57,11 +58,17 @@ impl Detector {
     /// Calls must pass the same bytes again, grown or not.
     ///
     /// # Errors
-    /// When the bytes begin like TLS and are not a well-formed ClientHello.
+    /// When the bytes begin like TLS and are not a well-formed ClientHello, or are a PROXY header.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<Preface>, HelloError> {
         if let Some(reader) = &mut self.tls {
             let assembled = reader.advance(bytes, self.max_hello)?;
             return Ok(assembled.map(|assembled| Preface::Tls(Box::new(assembled.hello))));
+        }
+        match Opening::of(bytes) {
+            // A backend that trusts this proxy would believe it.
+            Opening::Header => return Err(HelloError::ProxyHeader),
+            Opening::NeedMore => return Ok(None),
+            Opening::Other => {}
         }
         let steps = [
             (begins_with(bytes, &TLS), Protocol::Tls),
@@ -145,6 +152,19 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_header_of_a_proxy_is_never_a_protocol() {
+        for header in [&b"PROXY UNKNOWN\r\n"[..], b"PROXY ?", b"\r\n\r\n\0\r\nQUIT\n!"] {
+            let telling = if header[0] == b'P' { 6 } else { 12 };
+            for len in 0..=header.len() {
+                let expected = if len < telling { Ok(None) } else { Err(HelloError::ProxyHeader) };
+                assert_eq!(Detector::new(16384).advance(&header[..len]), expected, "{len} bytes");
+            }
+        }
+        assert_eq!(detect(b"PROXYING"), Some(Protocol::Unknown));
+        assert_eq!(detect(b"\r\nHELO"), Some(Protocol::Unknown));
     }
 
     #[test]

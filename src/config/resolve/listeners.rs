@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::super::ListenerConfig;
-use super::super::decode::At;
+use super::super::decode::{At, OneOrMany};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::source::Place;
 use super::super::units::duration_text;
@@ -25,21 +27,25 @@ pub(super) fn resolve(input: &Input, out: &mut Output) -> Vec<ListenerConfig> {
     let mut listeners = Listeners::default();
     let listen = input.once("listen", |file| &file.listen, out);
     let silent = input.once("silent_after", |file| &file.silent_after, out);
+    let proxies = input.once("proxy_protocol", |file| &file.proxy_protocol, out);
     if let Some(listen) = listen {
-        listeners.add(DEFAULT_NAME, &listen.place, &listen.value.0, silent, out);
-    } else if let Some(silent) = silent
-        && input.files.iter().all(|file| file.listen.is_absent())
-    {
-        let error =
-            ConfigError::new(ErrorKind::Conflict, "`silent_after` belongs to `listen`, which is not given");
-        out.report(error.at(&silent.place).hint("write it into the `[[listener]]`"));
+        listeners.add(DEFAULT_NAME, &listen.place, &listen.value.0, (silent, proxies), out);
+    } else if input.files.iter().all(|file| file.listen.is_absent()) {
+        let of_listen =
+            [("silent_after", silent.map(|at| &at.place)), ("proxy_protocol", proxies.map(|at| &at.place))];
+        for (key, place) in of_listen {
+            let Some(place) = place else { continue };
+            let message = format!("`{key}` belongs to `listen`, which is not given");
+            let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
+            out.report(error.hint("write it into the `[[listener]]`"));
+        }
     }
     for table in input.listeners() {
         let (Some(name), Some(bind)) = (table.value.name.given(), table.value.bind.given()) else {
             continue;
         };
-        let silent = table.value.silent_after.given();
-        listeners.add(&name.value.0, &name.place, &bind.value.0, silent, out);
+        let own = (table.value.silent_after.given(), table.value.proxy_protocol.given());
+        listeners.add(&name.value.0, &name.place, &bind.value.0, own, out);
     }
     let given =
         input.files.iter().any(|file| file.listener.place().is_some() || file.listen.place().is_some());
@@ -63,7 +69,7 @@ impl Listeners {
         name: &str,
         place: &Place,
         bind: &[At<ListenAddr>],
-        silent: Option<&At<Duration>>,
+        (silent, proxies): (Option<&At<Duration>>, Option<&At<OneOrMany<IpNet>>>),
         out: &mut Output,
     ) {
         if let Some(first) = self.names.get(name) {
@@ -88,10 +94,12 @@ impl Listeners {
         out.note(format!("listener[{name}].bind"), binds, bind.first().map(|at| &at.place));
         let text = string(duration_text(silent_after));
         out.note(format!("listener[{name}].silent_after"), text, silent.map(|at| &at.place));
+        let proxy_protocol = settings::networks(&format!("listener[{name}].proxy_protocol"), proxies, out);
         self.found.push(ListenerConfig {
             name: Arc::from(name),
             bind: bind.iter().map(|at| at.value).collect(),
             silent_after,
+            proxy_protocol,
             origin: place.origin(),
         });
     }

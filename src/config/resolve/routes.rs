@@ -72,6 +72,7 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     out.check_repeated(route.from.values(), ToString::to_string);
     let targets = targets(table, keys.as_deref(), context, out);
     let bad = route.name.is_bad() || route.alpn.is_bad() || route.from.is_bad() || route.timeouts.is_bad();
+    let bad = bad || route.proxy_protocol.is_bad();
     let (keys, listeners, target) = (keys?, listeners?, targets?);
     if bad {
         return None;
@@ -263,10 +264,13 @@ fn reject_target<'r>(
     keys: Option<&[(RouteKey, Place)]>,
     out: &mut Output,
 ) -> Option<Target<'r>> {
-    if let Some(timeouts) = route.timeouts.place() {
-        let error =
-            ConfigError::new(ErrorKind::Conflict, "a route that rejects has no `timeouts`").at(timeouts);
-        out.report(error.also(&reject.place, "it rejects here").hint("remove `timeouts`"));
+    let of_backends =
+        [("timeouts", route.timeouts.place()), ("proxy_protocol", route.proxy_protocol.place())];
+    for (key, place) in of_backends {
+        let Some(place) = place else { continue };
+        let message = format!("a route that rejects has no `{key}`");
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
+        out.report(error.also(&reject.place, "it rejects here").hint(format!("remove `{key}`")));
     }
     let without_tls = |keys: &[(RouteKey, Place)]| {
         keys.iter().all(|(key, _)| matches!(key, RouteKey::Protocol(protocol) if *protocol != Protocol::Tls))
@@ -288,6 +292,10 @@ fn passthrough(
 ) -> PassthroughConfig {
     let addrs = strings(to.iter().map(|at| &at.value));
     out.note(format!("route[{name}].to"), addrs, to.first().map(|at| &at.place));
+    let proxy_protocol = route.proxy_protocol.given();
+    let version = proxy_protocol.and_then(|at| at.value.0);
+    let text = version.map_or_else(|| string("off"), string);
+    out.note(format!("route[{name}].proxy_protocol"), text, proxy_protocol.map(|at| &at.place));
     let table = route.timeouts.given().map(|at| &at.value);
     let [connect, idle, half_closed] = &context.origins;
     let mut one =
@@ -301,6 +309,7 @@ fn passthrough(
     let global = context.timeouts;
     PassthroughConfig {
         to: to.iter().map(|at| at.value.clone()).collect(),
+        proxy_protocol: version,
         connect_timeout: one("connect", |table| &table.connect, global.connect, connect, settings::DAY),
         idle_timeout: one("idle", |table| &table.idle, global.idle, idle, settings::IDLE_MAX),
         half_closed_timeout: one(

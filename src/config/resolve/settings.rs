@@ -201,7 +201,7 @@ fn acl(input: &Input, out: &mut Output) -> (Vec<IpNet>, Vec<IpNet>) {
 }
 
 /// A list of networks, each once, noted as `key`.
-fn networks(key: &str, at: Option<&At<OneOrMany<IpNet>>>, out: &mut Output) -> Vec<IpNet> {
+pub(super) fn networks(key: &str, at: Option<&At<OneOrMany<IpNet>>>, out: &mut Output) -> Vec<IpNet> {
     let items = at.map_or(&[][..], |at| &at.value.0);
     out.check_repeated(items, ToString::to_string);
     out.note(key, strings(items.iter().map(|at| at.value)), at.map(|at| &at.place));

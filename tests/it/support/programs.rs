@@ -22,6 +22,17 @@ pub(crate) struct Nginx {
     addr: SocketAddr,
 }
 
+/// An nginx with one server of the `http` or the `stream` module, without TLS.
+#[derive(Debug)]
+pub(crate) struct PlainNginx {
+    _process: Process,
+    _dir: TempDir,
+    addr: SocketAddr,
+}
+
+/// Where Debian's packages have the stream module of nginx.
+const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// An authoritative nameserver for the zone `backend.test`, whose records live for a second.
 #[derive(Debug)]
 pub(crate) struct Named {
@@ -73,6 +84,40 @@ impl Nginx {
     /// The certificate of `name`, which signs itself.
     pub(crate) fn certificate(&self, name: &str) -> PathBuf {
         self.dir.path().join(format!("{name}.pem"))
+    }
+}
+
+impl PlainNginx {
+    /// Starts one with the server block that `server` makes for an address to listen on.
+    pub(crate) fn start(module: &str, server: impl Fn(SocketAddr) -> String) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let (load, own) = match module {
+            "stream" => (format!("load_module {STREAM_MODULE};\n"), String::new()),
+            _ => (
+                String::new(),
+                format!(
+                    "access_log off; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
+                     fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n"
+                ),
+            ),
+        };
+        let config = format!(
+            "{load}daemon off; master_process off; pid {at}/pid; error_log stderr warn; events {{}}\n\
+             {module} {{ {own}{} }}\n",
+            server(addr)
+        );
+        std::fs::write(dir.path().join("nginx.conf"), config).unwrap();
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(dir.path()).arg("-c").arg(dir.path().join("nginx.conf"));
+        let mut process = Process::start(&mut command, "nginx-light libnginx-mod-stream");
+        wait_port(&mut process, addr);
+        Self { _process: process, _dir: dir, addr }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
     }
 }
 

@@ -1,0 +1,121 @@
+//! The PROXY header that a trusted proxy sends first: whose connection it is.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::context::{Context, ListenerContext};
+use super::peek::{Limits, PeekError, read_more};
+use super::record::ConnRecord;
+use super::refuse::{Refusal, refuse};
+use super::termination::Termination;
+use crate::guard::{ConnPermit, Rejection};
+use crate::net::{ProxyHeader, ProxyHeaderError, Socket, Timer};
+
+/// Why a connection ended before it was known whose it is, or because of whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeaderError {
+    /// No whole header in time.
+    Timeout,
+    /// Something else, or a header that is none.
+    Header(ProxyHeaderError),
+    /// The connection ended or failed before.
+    Read(PeekError),
+    /// The client that it names may not connect.
+    Refused(Rejection),
+}
+
+impl HeaderError {
+    /// One for each reason that is counted as a refusal and is no other's.
+    #[cfg(test)]
+    pub(super) const REFUSED: [Self; 3] =
+        [Self::Header(ProxyHeaderError::Missing), Self::Header(ProxyHeaderError::Line), Self::Timeout];
+
+    /// The word for it in logs and metrics.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::Timeout => "proxy_timeout",
+            Self::Header(ProxyHeaderError::Missing) => "proxy_missing",
+            Self::Header(
+                ProxyHeaderError::TooLong
+                | ProxyHeaderError::Line
+                | ProxyHeaderError::Kind
+                | ProxyHeaderError::Addresses
+                | ProxyHeaderError::Tlvs
+                | ProxyHeaderError::Checksum,
+            ) => "proxy_header",
+            Self::Read(error) => error.reason(),
+            Self::Refused(rejection) => rejection.as_str(),
+        }
+    }
+}
+
+/// Reads the header of a trusted proxy into `said`, of which then what follows it is left, and counts the connection
+/// for the client that it names. Gives what that client connected to, when the header says.
+pub(super) async fn identify(
+    stream: &mut Socket,
+    said: &mut Vec<u8>,
+    limits: Limits,
+    (record, permit): (&mut ConnRecord, &mut ConnPermit),
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Result<Option<SocketAddr>, HeaderError> {
+    record.awaits_header();
+    let header = read_header(stream, said, limits, cx, timer).await?;
+    said.drain(..header.len);
+    let guard = cx.shared.guard.load_full();
+    match header.ends {
+        Some((client, _)) => {
+            // From now on it is told of as the client's, also when that is refused.
+            record.named(Some(client));
+            permit.count_for(client.ip(), Instant::now()).map_err(HeaderError::Refused)?;
+        }
+        None => {
+            guard.allows(record.client().ip()).map_err(HeaderError::Refused)?;
+            record.named(None);
+        }
+    }
+    Ok(header.ends.map(|(_, destination)| destination))
+}
+
+async fn read_header(
+    stream: &mut Socket,
+    said: &mut Vec<u8>,
+    limits: Limits,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Result<ProxyHeader, HeaderError> {
+    loop {
+        // As much as a hello may have behind it.
+        let room = (ProxyHeader::MAX + limits.max_hello).saturating_sub(said.len());
+        match timer.timeout_at(limits.hello_by, read_more(stream, said, &cx.scratch, room)).await {
+            Some(read) => read.map_err(HeaderError::Read)?,
+            None => return Err(HeaderError::Timeout),
+        }
+        if let Some(header) = ProxyHeader::read(said).map_err(HeaderError::Header)? {
+            return Ok(header);
+        }
+    }
+}
+
+/// Ends a connection that `error` keeps from being served.
+pub(super) async fn turn_away(
+    stream: Socket,
+    error: HeaderError,
+    listener: &ListenerContext,
+    record: &mut ConnRecord,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Termination {
+    let refusal = match error {
+        HeaderError::Read(error) => {
+            listener.metrics.hello_failed(&error);
+            return Termination::from(HeaderError::Read(error));
+        }
+        HeaderError::Refused(_) => Refusal::Reset,
+        HeaderError::Timeout | HeaderError::Header(_) => Refusal::Close,
+    };
+    record.refused();
+    listener.metrics.rejected(Some(error.reason()));
+    refuse(stream, refusal, record, &cx.scratch, timer).await;
+    error.into()
+}

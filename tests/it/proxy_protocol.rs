@@ -1,0 +1,550 @@
+//! The PROXY protocol: whom it is believed from, what becomes of a connection by it, and what backends are told.
+//!
+//! Headers are built and read here by code of the tests' own. Proxies are clients on addresses of 127.0.0.0/8.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::support::backend::{Backend, Recorder, UnixBackend};
+use crate::support::client::{
+    End, Outcome, connect_from, loopback, outcome, probe, probe_from, read_to_end, served, timed,
+};
+use crate::support::hello::{Keys, real, to};
+use crate::support::programs::{Nginx, PlainNginx, curl};
+use crate::support::proxy::Proxy;
+use crate::support::{Random, SOON, in_parallel, until, wait_for};
+
+/// A trusted proxy, and somebody else.
+const TRUSTED: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
+const OTHER: Ipv4Addr = Ipv4Addr::new(127, 0, 2, 1);
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// A proxy that trusts 127.0.1.0/24, with what its route says beside where it leads.
+fn proxy_with(top: &str, route: &str, backend: impl std::fmt::Display) -> Proxy {
+    Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nproxy_protocol = '127.0.1.0/24'\n{top}\n\
+         [[route]]\nname = 'a'\nsni = ['a.test', 'none']\nto = '{backend}'\n{route}\n\
+         [[route]]\nname = 'rest'\nprotocol = ['unknown', 'http']\nto = '{backend}'\n"
+    ))
+}
+
+fn line(source: &str) -> Vec<u8> {
+    format!("PROXY TCP4 {source} 198.51.100.2 1025 443\r\n").into_bytes()
+}
+
+fn tlv(kind: u8, value: &[u8]) -> Vec<u8> {
+    [&[kind, (value.len() >> 8) as u8, value.len() as u8], value].concat()
+}
+
+fn binary(command: u8, family: u8, block: &[u8]) -> Vec<u8> {
+    [SIGNATURE, &[command, family, (block.len() >> 8) as u8, block.len() as u8], block].concat()
+}
+
+/// From `source`:1025 to 198.51.100.2:443, with these TLVs.
+fn v2(source: [u8; 4], tlvs: &[u8]) -> Vec<u8> {
+    binary(0x21, 0x11, &[&source[..], &[198, 51, 100, 2, 4, 1, 1, 187], tlvs].concat())
+}
+
+/// CRC-32C, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |sum: u32, _| if sum & 1 == 1 { (sum >> 1) ^ 0x82f6_3b78 } else { sum >> 1 };
+    !bytes.iter().fold(!0, |sum, byte| (0..8).fold(sum ^ u32::from(*byte), step))
+}
+
+/// What a trusted proxy gets that sends `bytes`.
+fn from_trusted(proxy: &Proxy, bytes: &[u8]) -> Outcome {
+    probe_from(TRUSTED, proxy.addr(), bytes)
+}
+
+#[test]
+fn the_client_that_a_trusted_proxy_names_is_the_client() {
+    let backend = Backend::tagged("a");
+    let proxy = proxy_with("", "from = '192.0.2.0/24'", &backend);
+    let hello = to("a.test");
+    let v6 = [&[0x20, 1, 0x0d, 0xb8][..], &[0; 12], &[0; 15], &[1], &[4, 1, 1, 187]].concat();
+    let mapped = [&[0; 10][..], &[255, 255, 192, 0, 2, 3], &[0; 15], &[1], &[4, 1, 1, 187]].concat();
+    let sum = |mut header: Vec<u8>| {
+        let (at, sum) = (header.len() - 4, crc32c(&header));
+        header[at..].copy_from_slice(&sum.to_be_bytes());
+        header
+    };
+    for (header, client, outcome) in [
+        (line("192.0.2.1"), "192.0.2.1:1025", served("a")),
+        (line("203.0.113.1"), "203.0.113.1:1025", Outcome::Alert(112)),
+        (v2([192, 0, 2, 2], &[]), "192.0.2.2:1025", served("a")),
+        (v2([192, 0, 2, 4], &tlv(0xe1, b"vendor")), "192.0.2.4:1025", served("a")),
+        (sum(v2([192, 0, 2, 5], &tlv(3, &[0; 4]))), "192.0.2.5:1025", served("a")),
+        (binary(0x21, 0x21, &v6), "[2001:db8::]:1025", Outcome::Alert(112)),
+        (binary(0x21, 0x21, &mapped), "192.0.2.3:1025", served("a")),
+    ] {
+        let mut stream = connect_from(TRUSTED, proxy.addr());
+        let via = stream.local_addr().unwrap();
+        let got = crate::support::client::outcome(&mut stream, &[header.as_slice(), &hello].concat(), SOON);
+        assert_eq!(got, outcome, "{}", header.escape_ascii());
+        drop(stream);
+        let line = proxy.access_line(client, |line| line["client"] == client);
+        assert_eq!((&line["via"], &line["sni"]), (&via.to_string().into(), &"a.test".into()), "{line}");
+        assert_eq!(line["bytes_in"], hello.len(), "the header is not the client's: {line}");
+    }
+}
+
+#[test]
+fn a_proxy_that_names_nobody_keeps_its_own_address() {
+    let backend = Backend::tagged("a");
+    let proxy = proxy_with("", "from = '127.0.1.0/24'", &backend);
+    let sources = [
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        b"PROXY UNKNOWN 192.0.2.1 192.0.2.2 1 2\r\n".to_vec(),
+        binary(0x20, 0, &[]),
+        binary(0x20, 0x11, &[192, 0, 2, 1, 192, 0, 2, 2, 0, 1, 0, 2]),
+        binary(0x21, 0, b"whatever"),
+        binary(0x21, 0x31, &[b'/'; 216]),
+    ];
+    for header in &sources {
+        let mut stream = connect_from(TRUSTED, proxy.addr());
+        let own = stream.local_addr().unwrap();
+        let got = outcome(&mut stream, &[header, to("a.test").as_slice()].concat(), SOON);
+        assert_eq!(got, served("a"), "{}", header.escape_ascii());
+        drop(stream);
+        let line = proxy.access_line_of(own);
+        assert!(line["via"].is_null(), "{line}");
+    }
+    assert_eq!(backend.hits(), sources.len());
+}
+
+#[test]
+fn a_header_may_be_cut_anywhere_and_come_with_the_hello() {
+    let recorder = Recorder::new("a");
+    let proxy = proxy_with("connection_limit = 'off'", "", &recorder.backend);
+    let hello = to("a.test");
+    let headers = [line("192.0.2.1"), v2([192, 0, 2, 1], &tlv(5, b"id"))];
+    let whole: Vec<Vec<u8>> = headers.iter().map(|header| [header, hello.as_slice()].concat()).collect();
+    // Every cut through the header and a few bytes of the hello, and every byte by itself.
+    let cuts: Vec<(usize, usize)> =
+        (0..2).flat_map(|which| (1..headers[which].len() + 8).map(move |cut| (which, cut))).collect();
+    in_parallel(16, cuts.len() + 2, |number| {
+        let mut stream = connect_from(TRUSTED, proxy.addr());
+        match cuts.get(number) {
+            Some((which, cut)) => {
+                stream.write_all(&whole[*which][..*cut]).unwrap();
+                // Nothing tells a client that its peer has read: the pause makes two segments of it.
+                std::thread::sleep(Duration::from_millis(3));
+                assert_eq!(
+                    outcome(&mut stream, &whole[*which][*cut..], SOON),
+                    served("a"),
+                    "{which} at {cut}"
+                );
+            }
+            None => {
+                let bytes = &whole[number - cuts.len()];
+                let (last, first) = bytes.split_last().unwrap();
+                for byte in first {
+                    stream.write_all(&[*byte]).unwrap();
+                }
+                assert_eq!(outcome(&mut stream, &[*last], SOON), served("a"));
+            }
+        }
+        stream.shutdown(Shutdown::Write).unwrap();
+        read_to_end(&mut stream, SOON);
+    });
+    wait_for("all to be over", || recorder.received().len() == cuts.len() + 2);
+    assert!(
+        recorder.received().iter().all(|bytes| *bytes == hello),
+        "the backend gets the client's bytes alone"
+    );
+}
+
+#[test]
+fn bad_headers_of_trusted_proxies_are_closed_before_any_route() {
+    let backend = Backend::tagged("a");
+    let mut proxy = proxy_with("connection_limit = 'off'", "", &backend);
+    let hello = to("a.test");
+    let missing =
+        [hello.clone(), b"GET / HTTP/1.1\r\n\r\n".to_vec(), b"proxy TCP4 ".to_vec(), b"PROXX".to_vec()];
+    let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(100)).into_bytes();
+    let bad = [
+        b"PROXY TCP4 192.0.2.1\r\n".to_vec(),
+        b"PROXY TCP4 192.0.2.1 198.51.100.2 1025 443\n".to_vec(),
+        b"PROXY TCP4 192.0.2.01 198.51.100.2 1025 443\r\n".to_vec(),
+        b"PROXY TCP4 192.0.2.1 198.51.100.2 +1025 443\r\n".to_vec(),
+        b"PROXY tcp4 192.0.2.1 198.51.100.2 1025 443\r\n".to_vec(),
+        long,
+        binary(0x31, 0x11, &[1; 12]),
+        binary(0x22, 0x11, &[1; 12]),
+        binary(0x21, 0x12, &[1; 12]),
+        binary(0x21, 0x11, &[1; 11]),
+        v2([192, 0, 2, 1], &[4, 0, 9, 1]),
+        v2([192, 0, 2, 1], b"!"),
+        v2([224, 0, 0, 1], &[]),
+        v2([192, 0, 2, 1], &tlv(3, &[1, 2, 3, 4])),
+    ];
+    for (headers, reason) in [(missing.as_slice(), "proxy_missing"), (bad.as_slice(), "proxy_header")] {
+        for header in headers {
+            let got = from_trusted(&proxy, &[header.as_slice(), &hello].concat());
+            // Closing with bytes unread resets.
+            assert!(matches!(got, Outcome::Closed | Outcome::Reset), "{got:?} {}", header.escape_ascii());
+        }
+        let count = headers.len() as f64;
+        proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", reason)], count);
+        let line = proxy.access_line(reason, |line| line["reason"] == reason);
+        let expected = ["reject", "client", "proxy"].map(serde_json::Value::from);
+        assert_eq!([&line["action"], &line["cause"], &line["stage"]], expected.each_ref(), "{line}");
+    }
+    let gone = connect_from(TRUSTED, proxy.addr());
+    gone.shutdown(Shutdown::Write).unwrap();
+    let line = proxy.access_line("closed", |line| line["reason"] == "closed");
+    assert_eq!((&line["stage"], &line["cause"]), (&"proxy".into(), &"client".into()));
+    assert_eq!(backend.hits(), 0);
+    proxy.assert_sound();
+}
+
+#[test]
+fn nobody_else_is_believed_nor_reaches_a_route_with_a_header() {
+    let backend = Backend::tagged("a");
+    let mut proxy = proxy_with("unknown_protocol = 'alert'", "", &backend);
+    let plain =
+        Proxy::start(&format!("listen = '127.0.0.1:0'\n[[route]]\nprotocol = 'any'\nto = '{backend}'\n"));
+    let hello = to("a.test");
+    let headers = [line("192.0.2.1"), v2([192, 0, 2, 1], &[]), b"PROXY ".to_vec(), SIGNATURE.to_vec()];
+    for header in &headers {
+        let bytes = [header.as_slice(), &hello].concat();
+        for (source, proxy, sent) in [
+            (OTHER, &proxy, bytes.clone()),
+            // No listener takes them, whatever it trusts.
+            (OTHER, &plain, bytes.clone()),
+            // Nor is a second header any better than the first of somebody else.
+            (TRUSTED, &proxy, [line("192.0.2.9"), bytes].concat()),
+        ] {
+            let got = probe_from(source, proxy.addr(), &sent);
+            assert!(matches!(got, Outcome::Closed | Outcome::Reset), "{got:?} {}", header.escape_ascii());
+        }
+    }
+    // Cut in pieces it is no less a header.
+    let mut stream = connect_from(OTHER, proxy.addr());
+    for byte in &SIGNATURE[..11] {
+        stream.write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(outcome(&mut stream, b"\n", SOON), Outcome::Closed);
+    assert_eq!(backend.hits(), 0, "none reached a backend");
+    let line = proxy.access_line("refused", |line| line["reason"] == "proxy_untrusted");
+    let expected = ["reject", "client", "peek", "unknown"].map(serde_json::Value::from);
+    assert_eq!(
+        [&line["action"], &line["cause"], &line["stage"], &line["protocol"]],
+        expected.each_ref(),
+        "{line}"
+    );
+    proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "proxy_untrusted")], 9.0);
+    // What only begins alike is what it was.
+    for bytes in [&b"PROPFIND / HTTP/1.1\r\n\r\n"[..], b"PROXIMA\r\n", b"\r\n\r\nHELO"] {
+        assert_eq!(probe_from(OTHER, plain.addr(), bytes), served("a"));
+    }
+    proxy.assert_sound();
+}
+
+#[test]
+fn limits_and_lists_are_for_the_client_and_not_for_the_proxy() {
+    let backend = Backend::tagged("a");
+    let top = "connection_limit = { per_ip = 2, before_hello = 2 }\nallow = ['192.0.2.0/24', '198.51.100.7']\n\
+               deny = '192.0.2.9'";
+    let mut proxy = proxy_with(top, "", &backend);
+    let hello = to("a.test");
+    let of = |client: &str| {
+        let mut stream = connect_from(TRUSTED, proxy.addr());
+        let got = outcome(&mut stream, &[line(client), hello.clone()].concat(), SOON);
+        (stream, got)
+    };
+    let held: Vec<_> = (0..2).map(|_| of("192.0.2.1")).collect();
+    assert!(held.iter().all(|(_, got)| *got == served("a")), "{held:?}");
+    assert_eq!(of("192.0.2.1").1, Outcome::Reset, "over its limit");
+    let other: Vec<_> = (0..2).map(|_| of("192.0.2.2")).collect();
+    assert!(other.iter().all(|(_, got)| *got == served("a")), "another client of the same proxy: {other:?}");
+    assert_eq!(of("192.0.2.9").1, Outcome::Reset, "denied");
+    assert_eq!(of("203.0.113.1").1, Outcome::Reset, "not allowed");
+    for (reason, client) in
+        [("connection_limit", "192.0.2.1:1025"), ("acl", "192.0.2.9:1025"), ("acl", "203.0.113.1:1025")]
+    {
+        let line = proxy.access_line(client, |line| line["client"] == client && line["reason"] == reason);
+        assert_eq!((&line["stage"], &line["action"]), (&"proxy".into(), &"reject".into()), "{line}");
+    }
+    proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", "acl")], 2.0);
+    // Before its header a proxy has as many as it likes; after it, the client's count.
+    let silent: Vec<TcpStream> = (0..20).map(|_| connect_from(TRUSTED, proxy.addr())).collect();
+    wait_for("them to be open", || proxy.metrics().sum("portcullis_connections_active", &[]) >= 24.0);
+    assert_eq!(of("192.0.2.3").1, served("a"));
+    drop((held, silent));
+    until("its places to be free", SOON, || (of("192.0.2.1").1 == served("a")).then_some(()));
+    // A proxy that speaks for itself is a client like others to the lists.
+    assert_eq!(from_trusted(&proxy, &[b"PROXY UNKNOWN\r\n", hello.as_slice()].concat()), Outcome::Reset);
+    proxy.assert_sound();
+}
+
+#[test]
+fn slow_headers_end_at_the_deadline_of_the_hello() {
+    const SLOW: usize = 100;
+    let backend = Backend::tagged("a");
+    let mut proxy = proxy_with("timeouts = { hello = '1s' }\nconnection_limit = 'off'", "", &backend);
+    let header = v2([192, 0, 2, 1], &tlv(5, &[7; 100]));
+    in_parallel(SLOW, SLOW, |number| {
+        let mut stream = connect_from(TRUSTED, proxy.addr());
+        let (took, end) = timed(|| {
+            // Silent ones, and ones that send a byte every tenth of a second: neither renews the deadline.
+            let mut bytes = header.iter().take(if number % 2 == 0 { 0 } else { header.len() });
+            loop {
+                let quiet = Duration::from_millis(100);
+                let reply = read_to_end(&mut stream, quiet);
+                if reply.end != End::Open {
+                    return reply;
+                }
+                if bytes.next().is_some_and(|byte| stream.write_all(&[*byte]).is_err()) {
+                    return read_to_end(&mut stream, quiet);
+                }
+            }
+        });
+        assert!(end.bytes.is_empty(), "{end:?}");
+        assert!(took > Duration::from_millis(900) && took < Duration::from_secs(4), "{took:?}");
+    });
+    proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", "proxy_timeout")], SLOW as f64);
+    let line = proxy.access_line("late", |line| line["reason"] == "proxy_timeout");
+    assert_eq!((&line["stage"], &line["cause"]), (&"proxy".into(), &"client_timeout".into()));
+    // The header in time and the hello not is a hello that is late: there is one deadline for both.
+    let mut stream = connect_from(TRUSTED, proxy.addr());
+    assert_eq!(outcome(&mut stream, &line_and(b"\x16\x03"), SOON), Outcome::Closed);
+    let line = proxy.access_line("late hello", |line| line["reason"] == "hello_timeout");
+    assert_eq!((&line["client"], &line["stage"]), (&"192.0.2.1:1025".into(), &"peek".into()));
+    assert_eq!(backend.hits(), 0);
+    proxy.assert_sound();
+}
+
+fn line_and(rest: &[u8]) -> Vec<u8> {
+    [line("192.0.2.1").as_slice(), rest].concat()
+}
+
+#[test]
+fn silence_after_a_header_is_the_clients_silence() {
+    let backend = Backend::tagged("silent");
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nproxy_protocol = '127.0.1.0/24'\nsilent_after = '200ms'\n\
+         [[route]]\nprotocol = 'silent'\nfrom = '192.0.2.0/24'\nproxy_protocol = 'v1'\nto = '{backend}'\n"
+    ));
+    let mut stream = connect_from(TRUSTED, proxy.addr());
+    // Longer than a client may stay silent: until there is a header there is no client.
+    assert_eq!(outcome(&mut stream, b"", Duration::from_millis(600)), Outcome::Open);
+    stream.write_all(&line("192.0.2.1")).unwrap();
+    let mut answer = vec![0; "tag:silent\n".len()];
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, b"tag:silent\n");
+    // What the backend was told, it sends back.
+    let mut told = vec![0; line("192.0.2.1").len()];
+    stream.read_exact(&mut told).unwrap();
+    assert_eq!(told, line("192.0.2.1"));
+}
+
+/// What a backend received first from a client of `proxy` that says `hello`.
+fn told(proxy: &Proxy, recorder: &Recorder, before: &[u8], hello: &[u8]) -> (SocketAddr, Vec<u8>) {
+    let count = recorder.received().len();
+    let mut stream = connect_from(TRUSTED, proxy.addr());
+    let own = stream.local_addr().unwrap();
+    let got = outcome(&mut stream, &[before, hello].concat(), SOON);
+    assert!(matches!(got, Outcome::Served(_)), "{got:?}");
+    stream.shutdown(Shutdown::Write).unwrap();
+    read_to_end(&mut stream, SOON);
+    wait_for("the backend to have it all", || recorder.received().len() > count);
+    (own, recorder.received()[count].clone())
+}
+
+/// A header of version 2 and what follows it.
+struct Told<'a> {
+    ends: &'a [u8],
+    /// Kinds and values.
+    tlvs: Vec<(u8, Vec<u8>)>,
+    rest: &'a [u8],
+}
+
+/// Reads them by nothing but the specification.
+fn read_v2(bytes: &[u8]) -> Told<'_> {
+    assert_eq!((&bytes[..12], bytes[12], bytes[13]), (SIGNATURE, 0x21, 0x11));
+    let len = usize::from(bytes[14]) * 256 + usize::from(bytes[15]);
+    let (header, rest) = bytes.split_at(16 + len);
+    let (ends, mut left) = header[16..].split_at(12);
+    let mut tlvs = Vec::new();
+    while let [kind, high, low, more @ ..] = left {
+        let (value, after) = more.split_at(usize::from(*high) * 256 + usize::from(*low));
+        tlvs.push((*kind, value.to_vec()));
+        if *kind == 3 {
+            let at = header.len() - after.len() - 4;
+            let zeroed = [&header[..at], &[0; 4], &header[at + 4..]].concat();
+            assert_eq!(value, crc32c(&zeroed).to_be_bytes(), "the checksum");
+        }
+        left = after;
+    }
+    assert!(left.is_empty(), "{left:?}");
+    Told { ends, tlvs, rest }
+}
+
+#[test]
+fn a_backend_is_told_of_the_client_in_front_of_its_bytes() {
+    let recorder = Recorder::new("a");
+    for version in ["v1", "v2"] {
+        let route = format!("proxy_protocol = '{version}'");
+        let direct = Proxy::start(&format!(
+            "listen = '127.0.0.1:0'\n[[route]]\nsni = ['a.test', 'none']\nto = '{}'\n{route}\n",
+            recorder.backend
+        ));
+        let behind = proxy_with("", &route, &recorder.backend);
+        let hello = real(Some("a.test"), &["h2"], Keys::PostQuantum);
+        for (proxy, before, expected) in [
+            (&direct, vec![], None),
+            (&behind, line("192.0.2.1"), Some("192.0.2.1 198.51.100.2 1025 443")),
+            (&behind, b"PROXY UNKNOWN\r\n".to_vec(), None),
+        ] {
+            let (own, received) = told(proxy, &recorder, &before, &hello);
+            let (addr, port) = (proxy.addr(), own.port());
+            let expected = expected.map_or_else(
+                || format!("{} {} {port} {}", own.ip(), addr.ip(), addr.port()),
+                ToOwned::to_owned,
+            );
+            if version == "v1" {
+                let whole = [format!("PROXY TCP4 {expected}\r\n").as_bytes(), &hello].concat();
+                assert_eq!(received.escape_ascii().to_string(), whole.escape_ascii().to_string());
+            } else {
+                let Told { ends, tlvs, rest } = read_v2(&received);
+                let port = |at: usize| u16::from_be_bytes([ends[at], ends[at + 1]]);
+                let ip = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&ends[at..at + 4]).unwrap());
+                assert_eq!(format!("{} {} {} {}", ip(0), ip(4), port(8), port(10)), expected);
+                let find = |kind: u8| tlvs.iter().find(|tlv| tlv.0 == kind).map(|tlv| tlv.1.as_slice());
+                assert_eq!(
+                    (find(1), find(2)),
+                    (Some(&b"h2"[..]), Some(&b"a.test"[..])),
+                    "ALPN and authority"
+                );
+                assert!(find(3).is_some() && tlvs.len() == 4, "{tlvs:?}");
+                let id = String::from_utf8(find(5).unwrap().to_vec()).unwrap();
+                proxy.access_line("the unique id", |line| line["id"] == *id);
+                assert!(rest == hello);
+            }
+        }
+        let line = direct.access_line("the direct one", |line| line["cause"] == "done");
+        assert_eq!(line["bytes_in"], hello.len(), "the header is not the client's");
+    }
+}
+
+#[test]
+fn of_several_offers_none_and_of_no_name_no_authority_is_told() {
+    let recorder = Recorder::new("a");
+    let proxy = proxy_with("", "proxy_protocol = 'v2'", &recorder.backend);
+    for (hello, kinds) in [
+        (real(Some("a.test"), &["h2", "http/1.1"], Keys::Classic), vec![2, 5, 3]),
+        (real(None, &[], Keys::Classic), vec![5, 3]),
+    ] {
+        let (_, received) = told(&proxy, &recorder, &line("192.0.2.1"), &hello);
+        let Told { tlvs, rest, .. } = read_v2(&received);
+        assert_eq!(tlvs.iter().map(|tlv| tlv.0).collect::<Vec<_>>(), kinds);
+        assert!(rest == hello);
+    }
+}
+
+#[test]
+fn ends_of_two_families_are_told_in_one_and_a_unix_socket_is_told_too() {
+    let recorder = Recorder::new("a");
+    let hello = to("a.test");
+    let mapped = [&[0; 10][..], &[255, 255, 192, 0, 2, 3], &[0; 15], &[1], &[4, 1, 1, 187]].concat();
+    let proxy = proxy_with("", "proxy_protocol = 'v1'", &recorder.backend);
+    let (_, received) = told(&proxy, &recorder, &binary(0x21, 0x21, &mapped), &hello);
+    assert!(
+        received.starts_with(b"PROXY TCP6 ::ffff:c000:203 ::1 1025 443\r\n"),
+        "{}",
+        received.escape_ascii()
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let unix = UnixBackend::tagged(&dir.path().join("socket"), "unix");
+    let proxy = proxy_with("", "proxy_protocol = 'v1'", unix.to());
+    let mut stream = connect_from(TRUSTED, proxy.addr());
+    stream.write_all(&[line("192.0.2.1"), hello.clone()].concat()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let reply = read_to_end(&mut stream, SOON);
+    assert_eq!(reply.bytes, [b"tag:unix\n", line("192.0.2.1").as_slice(), &hello].concat());
+}
+
+#[test]
+fn a_header_to_a_backend_is_followed_by_a_stream_that_is_whole() {
+    let recorder = Recorder::new("a");
+    let proxy = proxy_with("", "proxy_protocol = 'v2'", &recorder.backend).streaming();
+    let body = [to("a.test"), Random::new(7).bytes(3 * 1024 * 1024)].concat();
+    let mut stream = connect_from(TRUSTED, proxy.addr());
+    let mut writer = stream.try_clone().unwrap();
+    let sent = [line("192.0.2.1"), body.clone()].concat();
+    let sending = std::thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let reply = read_to_end(&mut stream, SOON);
+    sending.join().unwrap();
+    assert_eq!(reply.end, End::Eof);
+    wait_for("the backend to have it all", || !recorder.received().is_empty());
+    let received = recorder.received().remove(0);
+    let rest = read_v2(&received).rest;
+    assert!(rest == body, "{} bytes of {}", rest.len(), body.len());
+    let line = proxy.access_line("ours", |line| line["client"] == "192.0.2.1:1025");
+    assert_eq!(line["bytes_in"], body.len());
+    assert_eq!(line["bytes_out"], reply.bytes.len());
+}
+
+#[test]
+fn curl_names_a_client_and_nginx_learns_of_it_by_either_version() {
+    for version in ["v1", "v2"] {
+        let nginx = PlainNginx::start("http", |addr| {
+            format!(
+                "server {{ listen {addr} proxy_protocol; location / {{ return 200 'of $proxy_protocol_addr'; }} }}"
+            )
+        });
+        let proxy = Proxy::start(&format!(
+            "listen = '127.0.0.1:0'\nproxy_protocol = '127.0.0.1'\n\
+             [[route]]\nprotocol = 'http'\nproxy_protocol = '{version}'\nto = '{}'\n",
+            nginx.addr()
+        ));
+        let url = format!("http://{}/", proxy.addr());
+        let mut command = std::process::Command::new("curl");
+        command.args(["--silent", "--show-error", "--max-time", "10", "--haproxy-protocol", &url]);
+        let page = crate::support::process::finish(&mut command, "curl", "");
+        assert_eq!((page.code, page.stdout.as_str()), (Some(0), "of 127.0.0.1"), "{}", page.stderr);
+        // curl names itself; others name whom they like.
+        let mut stream = connect_from(Ipv4Addr::LOCALHOST, proxy.addr());
+        stream.write_all(&line_and(b"GET / HTTP/1.0\r\n\r\n")).unwrap();
+        let page = String::from_utf8(read_to_end(&mut stream, SOON).bytes).unwrap();
+        assert!(page.ends_with("of 192.0.2.1"), "{page}");
+        let line = proxy.access_line("curl's", |line| line["via"] == line["client"]);
+        assert_eq!(line["action"], "passthrough");
+    }
+}
+
+#[test]
+fn curl_reaches_a_server_behind_tls_with_a_header() {
+    let nginx = Nginx::start(&["a.test"]);
+    let config = "listen = '127.0.0.1:0'\nproxy_protocol = '127.0.0.1'\n[[route]]\nsni = 'a.test'\n";
+    let proxy = Proxy::start(&format!("{config}to = '{}'\n", nginx.addr()));
+    let certificate = nginx.certificate("a.test");
+    let page = curl("a.test", proxy.addr(), &certificate, &["--haproxy-protocol"]);
+    assert_eq!((page.code, page.stdout.as_str()), (Some(0), "page of a.test"), "{}", page.stderr);
+    let without = curl("a.test", proxy.addr(), &certificate, &[]);
+    assert_ne!(without.code, Some(0), "{}", without.stdout);
+    proxy.access_line("without a header", |line| line["reason"] == "proxy_missing");
+}
+
+#[test]
+fn nginx_before_us_names_its_clients() {
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nproxy_protocol = '127.0.0.1'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+    ));
+    let target = proxy.addr();
+    let nginx = PlainNginx::start("stream", |addr| {
+        format!("server {{ listen {addr}; proxy_pass {target}; proxy_protocol on; }}")
+    });
+    assert_eq!(probe_from(loopback(9), nginx.addr(), &to("a.test")), served("a"));
+    let line = proxy.access_line("ours", |line| line["action"] == "passthrough");
+    assert!(line["client"].as_str().unwrap().starts_with("127.0.0.9:"), "{line}");
+    assert!(line["via"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    assert_eq!(probe(proxy.addr(), &to("a.test")), Outcome::Closed, "not without a header");
+}
