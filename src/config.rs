@@ -137,6 +137,8 @@ pub struct PassthroughConfig {
     pub to: Vec<UpstreamAddr>,
     /// The PROXY header that they are sent first.
     pub proxy_protocol: Option<ProxyVersion>,
+    /// Where it is written that they are connected to from the client's own address, if it is.
+    pub transparent: Option<Origin>,
     /// Deadline of one attempt to connect.
     pub connect_timeout: Duration,
     /// How long a connection may go without a byte in either direction.

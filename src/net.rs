@@ -12,7 +12,7 @@ mod sockopt;
 mod timer;
 
 pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
-pub use connect::{Place, connect};
+pub use connect::{Place, connect, probe_transparent};
 pub use listener::{AcceptedSocket, Listener, adopt, bind, probe};
 pub use pipe::{Filled, Pipe};
 pub use proxy_protocol::{Announcement, Opening, ProxyHeader, ProxyHeaderError, ProxyVersion};

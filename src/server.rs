@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admin::{Admin, AdminSocket};
-use crate::config::{Config, ConfigErrors};
+use crate::config::{ActionConfig, Config, ConfigErrors, Origin};
 use crate::conn::{Inbox, Shared, Workers};
 use crate::control::{REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
+use crate::net;
 use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
@@ -93,6 +94,15 @@ pub enum StartError {
     /// Assertions of the configuration fail.
     #[error("{} of the configuration's tests failed", .0.len())]
     Assertions(Vec<Mismatch>),
+    /// A route asks for connections from its clients' addresses, and this process may make none.
+    #[error("{}:{}: `transparent` needs CAP_NET_ADMIN or CAP_NET_RAW, which this process has not", .origin, .origin.column)]
+    Transparent {
+        /// Where the route asks for it.
+        origin: Origin,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// Metrics cannot be set up.
     #[error("cannot set up metrics")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
@@ -127,6 +137,7 @@ impl StartError {
             | Self::Thread(_)
             | Self::Worker
             | Self::Assertions(_)
+            | Self::Transparent { .. }
             | Self::Metrics(_) => false,
         }
     }
@@ -137,13 +148,15 @@ impl Server {
     /// the configuration is read again when that is asked for.
     ///
     /// # Errors
-    /// The assertions that fail, or the first address that cannot be bound.
+    /// The assertions that fail, the first route that asks for what this process may not do, or the first
+    /// address that cannot be bound.
     pub fn bind(
         config: Config,
         file: Option<PathBuf>,
         workers: Option<NonZeroUsize>,
     ) -> Result<Bound, StartError> {
         run_assertions(&config)?;
+        probe_transparent(&config)?;
         raise_descriptor_limit();
         let workers = workers
             .or_else(|| config.workers.and_then(NonZeroUsize::new))
@@ -177,6 +190,19 @@ pub fn run_assertions(config: &Config) -> Result<(), StartError> {
 fn open_access_log(config: &Config, registry: &Registry) -> Result<AccessLog, StartError> {
     AccessLog::open(&config.access_log, registry)
         .map_err(|source| StartError::AccessLog(config.access_log.to.to_string(), source))
+}
+
+/// Tries whether this process may do what `transparent` asks for, when a route does.
+///
+/// # Errors
+/// [`StartError::Transparent`] with the place of the first that does.
+pub fn probe_transparent(config: &Config) -> Result<(), StartError> {
+    let asked = config.routes.iter().find_map(|route| match &route.action {
+        ActionConfig::Passthrough(passthrough) => passthrough.transparent.as_ref(),
+        ActionConfig::Reject(_) => None,
+    });
+    let Some(origin) = asked else { return Ok(()) };
+    net::probe_transparent().map_err(|source| StartError::Transparent { origin: origin.clone(), source })
 }
 
 impl Bound {

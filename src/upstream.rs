@@ -44,6 +44,8 @@ pub struct Upstream {
     endpoints: Vec<Endpoint>,
     next: AtomicUsize,
     connect_timeout: Duration,
+    /// Whether they are connected to from the client's own address.
+    transparent: bool,
     connect_time: Histogram,
 }
 
@@ -83,6 +85,8 @@ struct Attempts<'a, 't> {
     first: &'a [u8],
     /// How long one may take.
     limit: Duration,
+    /// The address to connect from, when it is not to be this host's own.
+    source: Option<IpAddr>,
     /// When all of them end.
     budget: Moment,
     reactor: &'a Rc<Reactor>,
@@ -110,6 +114,9 @@ pub enum ConnectError {
     /// The backend or a host on the way said no.
     #[error("the backend refused")]
     Refused(#[source] io::Error),
+    /// It is of another family than the client, from whose address it was to be connected to.
+    #[error("the backend is of another family than the client")]
+    Family,
     /// This machine could not: no descriptors, ports or memory left.
     #[error("no resources to connect")]
     Resource(#[source] io::Error),
@@ -140,6 +147,7 @@ impl Upstream {
             endpoints: config.to.iter().map(endpoint).collect(),
             next: AtomicUsize::new(0),
             connect_timeout: config.connect_timeout,
+            transparent: config.transparent.is_some(),
             connect_time: registry.histogram(&CONNECT_TIME, &[route]),
         }
     }
@@ -152,13 +160,15 @@ impl Upstream {
     pub async fn connect(
         &self,
         first: &[u8],
+        client: IpAddr,
         reactor: &Rc<Reactor>,
         timer: &mut Timer<'_>,
     ) -> Result<UpstreamConn, ConnectFailure> {
         let start = Instant::now();
         // Added one by one: each may be rounded up.
         let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + self.connect_timeout);
-        let mut attempts = Attempts { first, limit: self.connect_timeout, budget, reactor, timer };
+        let source = self.transparent.then_some(client);
+        let mut attempts = Attempts { first, limit: self.connect_timeout, source, budget, reactor, timer };
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.endpoints.len();
         let mut last = ConnectFailure { error: ConnectError::NoEndpoint, endpoint: None };
@@ -233,11 +243,16 @@ impl Endpoint {
         attempts: &mut Attempts<'_, '_>,
     ) -> Result<(Socket, usize), ConnectError> {
         let until = attempts.budget.min(attempts.timer.now() + attempts.limit);
-        let connecting = connect(place, attempts.first, attempts.reactor);
-        let result = match attempts.timer.timeout_at(until, connecting).await {
-            Some(Ok(connected)) => Ok(connected),
-            Some(Err(error)) => Err(ConnectError::from_io(error)),
-            None => Err(ConnectError::Timeout),
+        let result = match from_source(place, attempts.source) {
+            Ok(place) => {
+                let connecting = connect(place, attempts.first, attempts.reactor);
+                match attempts.timer.timeout_at(until, connecting).await {
+                    Some(Ok(connected)) => Ok(connected),
+                    Some(Err(error)) => Err(ConnectError::from_io(error)),
+                    None => Err(ConnectError::Timeout),
+                }
+            }
+            Err(error) => Err(error),
         };
         match &result {
             Ok(_) => self.connects.increment(1),
@@ -254,9 +269,20 @@ impl Endpoint {
     }
 }
 
+/// `place` as it is connected to from `source`, if from any.
+fn from_source(place: Place<'_>, source: Option<IpAddr>) -> Result<Place<'_>, ConnectError> {
+    match (place, source) {
+        (place, None) => Ok(place),
+        (Place::Tcp(addr), Some(source)) if addr.is_ipv4() == source.is_ipv4() => {
+            Ok(Place::Transparent(addr, source))
+        }
+        (Place::Tcp(_) | Place::Transparent(..) | Place::Unix(_), Some(_)) => Err(ConnectError::Family),
+    }
+}
+
 impl ConnectError {
     /// The words for the variants in logs and metrics.
-    pub const REASONS: [&str; 4] = ["no_endpoint", "timeout", "refused", "resource"];
+    pub const REASONS: [&str; 5] = ["no_endpoint", "timeout", "refused", "family", "resource"];
 
     /// The word for it.
     pub fn reason(&self) -> &'static str {
@@ -264,6 +290,7 @@ impl ConnectError {
             Self::NoEndpoint => "no_endpoint",
             Self::Timeout => "timeout",
             Self::Refused(_) => "refused",
+            Self::Family => "family",
             Self::Resource(_) => "resource",
         }
     }

@@ -1,11 +1,12 @@
 //! `portcullis check`
 
+use std::error::Error;
 use std::fmt::Write;
 
-use super::{ConfigArg, Exit, print, report};
+use super::{ConfigArg, Exit, complain, print, report};
 use crate::config::{ActionConfig, Conditions, Config, Effective};
 use crate::route::{Mismatch, RouteTable};
-use crate::server::{StartError, run_assertions};
+use crate::server::{StartError, probe_transparent, run_assertions};
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +31,9 @@ impl Check {
             }
             Err(errors) => return Ok(report(&errors)),
         };
+        if let Err(error) = probe_transparent(&config) {
+            return self.not_permitted(&error);
+        }
         let failed = match run_assertions(&config) {
             Err(StartError::Assertions(failed)) => failed,
             Ok(()) | Err(_) => Vec::new(),
@@ -41,6 +45,28 @@ impl Check {
         };
         print(&text)?;
         Ok(if failed.is_empty() { Exit::Done } else { Exit::BadConfig })
+    }
+
+    /// Tells of what the configuration asks for and this process may not do.
+    fn not_permitted(&self, error: &StartError) -> anyhow::Result<Exit> {
+        let origin = match error {
+            StartError::Transparent { origin, .. } => Some(origin),
+            _ => None,
+        };
+        let cause = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+        if self.json {
+            let error = serde_json::json!({
+                "kind": "not-permitted",
+                "message": format!("{error}{cause}"),
+                "file": origin.map(|origin| origin.file.display().to_string()),
+                "line": origin.map(|origin| origin.line),
+                "column": origin.map(|origin| origin.column),
+            });
+            print(&format!("{:#}\n", serde_json::json!({ "ok": false, "errors": [error] })))?;
+        } else {
+            complain(&format!("error: {error}{cause}"));
+        }
+        Ok(Exit::BadConfig)
     }
 }
 

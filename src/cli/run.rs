@@ -45,7 +45,11 @@ pub(super) fn serve_with(
             Exit::BadConfig
         }
         Err(start) => {
-            let exit = if start.is_temporary() { Exit::Temporary } else { Exit::Failure };
+            let exit = match &start {
+                StartError::Transparent { .. } => Exit::BadConfig,
+                start if start.is_temporary() => Exit::Temporary,
+                _ => Exit::Failure,
+            };
             // Whatever the log is set to: who starts a program must learn why it did not.
             complain(&format!("error: {:#}", anyhow::Error::new(start)));
             exit

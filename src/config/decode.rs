@@ -327,6 +327,23 @@ impl<T: Text> Decode for T {
     }
 }
 
+impl Decode for bool {
+    fn expected() -> String {
+        "true or false".to_owned()
+    }
+
+    fn schema() -> Value {
+        json!({ "type": "boolean" })
+    }
+
+    fn decode(value: &DeValue<'_>, place: &Place, cx: &mut Decoder<'_>) -> Option<Self> {
+        match value {
+            DeValue::Boolean(value) => Some(*value),
+            _ => cx.wrong_type(&Self::expected(), value, place),
+        }
+    }
+}
+
 impl<const MIN: u32, const MAX: u32> Decode for Whole<MIN, MAX> {
     fn expected() -> String {
         "a whole number".to_owned()

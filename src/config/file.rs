@@ -167,6 +167,8 @@ shape! {
         reject: RejectWith,
         /// The version of the PROXY header that backends are sent first: `v1` or `v2`.
         proxy_protocol: WordOr<Off, ProxyVersion>,
+        /// Connect to backends from the client's own address.
+        transparent: bool,
         /// Timeouts of this route; those left out are the global ones.
         timeouts: RouteTimeouts,
     }

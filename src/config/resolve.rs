@@ -13,6 +13,7 @@ mod cases;
 mod listeners;
 mod routes;
 mod settings;
+mod transparent;
 
 /// Resolves everything that was read.
 pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {

@@ -370,6 +370,34 @@ fn proxies_before_and_backends_behind_are_told_of_clients_as_configured() {
 }
 
 #[test]
+fn transparent_routes_tell_where_they_say_so() {
+    let with = |line: &str| parse(&format!("{HEAD}{line}\n"));
+    let find = |line: &str| {
+        let config = with(line).unwrap();
+        let ActionConfig::Passthrough(to) = &config.routes[0].action else { panic!("passed through") };
+        let key = "route[a.test].transparent";
+        let value = config.effective.iter().find(|setting| setting.key == key).unwrap().value.clone();
+        (value, to.transparent.as_ref().map(|origin| (origin.line, origin.column)))
+    };
+    assert_eq!(find("transparent = true"), ("true".to_owned(), Some((5, 15))));
+    assert_eq!(find("transparent = false"), ("false".to_owned(), None));
+    assert_eq!(find(""), ("false".to_owned(), None));
+    let error = with("transparent = 1").unwrap_err().to_string();
+    assert!(error.contains("expected true or false, found an integer"), "{error}");
+    // A family that clients may have, by any listener or a proxy before one, is enough.
+    let route = "[[route]]\nsni = \"a.test\"\nto = \"[2001:db8::1]:443\"\ntransparent = true\n";
+    for (listeners, valid) in [
+        ("listen = \":443\"\n", true),
+        ("listen = \"0.0.0.0:443\"\n", false),
+        ("listen = [\"0.0.0.0:443\", \"[::1]:443\"]\n", true),
+        ("listen = \"0.0.0.0:443\"\nproxy_protocol = \"10.0.0.1\"\n", true),
+        ("listen = \"0.0.0.0:443\"\n[[listener]]\nname = \"b\"\nbind = \"[::]:444\"\n", true),
+    ] {
+        assert_eq!(parse(&format!("{listeners}{route}")).is_ok(), valid, "{listeners}");
+    }
+}
+
+#[test]
 fn included_files_are_merged_in_order_of_their_names() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();

@@ -66,7 +66,7 @@ pub(super) async fn connect<'a>(
         // In one piece with the hello: one write, and one segment for the backend.
         said.splice(..0, record.header(version, destination));
     }
-    match backends.upstream.connect(&said, &cx.reactor, timer).await {
+    match backends.upstream.connect(&said, record.client().ip(), &cx.reactor, timer).await {
         Ok(connection) => {
             record.connected(connection.endpoint, connection.took);
             record.meter().written(Direction::Up, connection.sent, false);

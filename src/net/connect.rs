@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::rc::Rc;
@@ -22,8 +22,26 @@ use super::sockopt;
 pub enum Place<'a> {
     /// At an address.
     Tcp(SocketAddr),
+    /// At an address, to be connected to from that of a client, which is of the same family.
+    Transparent(SocketAddr, IpAddr),
     /// At a Unix socket.
     Unix(&'a Path),
+}
+
+/// Finds out whether sockets of this process may have the addresses of clients, by asking for one of each family.
+///
+/// # Errors
+/// What the kernel says, `PermissionDenied` without CAP_NET_ADMIN and CAP_NET_RAW.
+pub fn probe_transparent() -> io::Result<()> {
+    for of in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        let domain = Domain::for_address((of, 0).into());
+        match socket2::Socket::new(domain, Type::STREAM, Some(Protocol::TCP)) {
+            // A kernel without IPv6 has no such clients.
+            Err(error) if of.is_ipv6() && Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {}
+            socket => sockopt::transparent(&SockRef::from(&socket?), of)?,
+        }
+    }
+    Ok(())
 }
 
 /// Connects and sends what is `first` for the backend, or a part of it; says how much. Cancel safe: dropping
@@ -34,7 +52,8 @@ pub enum Place<'a> {
 /// the queue of a Unix socket is full.
 pub async fn connect(place: Place<'_>, first: &[u8], reactor: &Rc<Reactor>) -> io::Result<(Socket, usize)> {
     match place {
-        Place::Tcp(addr) => connect_tcp(addr, first, reactor).await,
+        Place::Tcp(addr) => connect_tcp(addr, None, first, reactor).await,
+        Place::Transparent(addr, source) => connect_tcp(addr, Some(source), first, reactor).await,
         Place::Unix(path) => connect_unix(path, first, reactor),
     }
 }
@@ -51,13 +70,23 @@ fn connect_unix(path: &Path, first: &[u8], reactor: &Rc<Reactor>) -> io::Result<
 
 /// A socket that met itself is refused: nobody listened, and the kernel chose the very port of `addr` for
 /// this end (RFC 9293 §3.5, simultaneous open).
-async fn connect_tcp(addr: SocketAddr, first: &[u8], reactor: &Rc<Reactor>) -> io::Result<(Socket, usize)> {
+async fn connect_tcp(
+    addr: SocketAddr,
+    source: Option<IpAddr>,
+    first: &[u8],
+    reactor: &Rc<Reactor>,
+) -> io::Result<(Socket, usize)> {
     let socket =
         socket2::Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     sockopt::undelayed(&SockRef::from(&socket))?;
     if !first.is_empty() {
         // The acknowledgement that ends the handshake travels with the first bytes, not before them.
         socket.set_tcp_quickack(false)?;
+    }
+    if let Some(source) = source {
+        sockopt::transparent(&SockRef::from(&socket), source)?;
+        // The port is the kernel's to choose: the client's own may still be held by an earlier connection of it.
+        socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     if let Err(error) = socket.connect(&addr.into())
         && Errno::from_io_error(&error) != Some(Errno::INPROGRESS)

@@ -1,7 +1,7 @@
 //! Socket options, each with the reason for its value.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -36,6 +36,15 @@ pub(super) fn keep_alive(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))
 }
 
+/// From now on it may be bound to an address of another host (ip(7), IP_TRANSPARENT). Needs CAP_NET_ADMIN or
+/// CAP_NET_RAW.
+pub(super) fn transparent(socket: &SockRef<'_>, of: IpAddr) -> io::Result<()> {
+    match of {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
 /// From now on closing the socket sends RST instead of FIN, and unsent bytes are thrown away.
 pub fn reset_on_close(socket: impl AsFd) {
     // Fails only on sockets without connections, which have nothing to reset.
@@ -47,8 +56,8 @@ pub fn reset_on_close(socket: impl AsFd) {
 pub fn hide_close(socket: impl AsFd, peer: SocketAddr) {
     // An IPv4 client on a dual-stack socket is routed by the IPv4 option.
     let _ = match peer.ip().to_canonical() {
-        std::net::IpAddr::V4(_) => sockopt::set_ip_ttl(&socket, 1),
-        std::net::IpAddr::V6(_) => sockopt::set_ipv6_unicast_hops(&socket, Some(1)),
+        IpAddr::V4(_) => sockopt::set_ip_ttl(&socket, 1),
+        IpAddr::V6(_) => sockopt::set_ipv6_unicast_hops(&socket, Some(1)),
     };
     reset_on_close(socket);
 }

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::budget::Budget;
 use super::listening::{Group, Listening};
-use super::{StartError, run_assertions};
+use super::{StartError, probe_transparent, run_assertions};
 use crate::admin::AdminSocket;
 use crate::config::{self, Change, Config, Effective};
 use crate::conn::Shared;
@@ -147,6 +147,7 @@ impl Live {
         let built = tokio::task::spawn_blocking(move || {
             let config = Config::load(&file)?;
             run_assertions(&config)?;
+            probe_transparent(&config)?;
             let mut resolver = Resolver::new(&config.dns, &registry);
             let snapshot = Snapshot::new(&config, &mut resolver, &registry);
             resolver.begin_with(&dns);

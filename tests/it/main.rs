@@ -38,5 +38,6 @@ mod reload;
 mod routes;
 mod soak;
 mod syscalls;
+mod transparent;
 mod upgrade;
 mod upstream;

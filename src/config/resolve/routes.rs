@@ -15,7 +15,7 @@ use super::super::{
     ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig, RejectWith,
     RouteConfig, RouteKey, Timeouts,
 };
-use super::{Input, Output, listeners, settings, string, strings};
+use super::{Input, Output, listeners, settings, string, strings, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::Protocol;
 
@@ -72,7 +72,7 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     out.check_repeated(route.from.values(), ToString::to_string);
     let targets = targets(table, keys.as_deref(), context, out);
     let bad = route.name.is_bad() || route.alpn.is_bad() || route.from.is_bad() || route.timeouts.is_bad();
-    let bad = bad || route.proxy_protocol.is_bad();
+    let bad = bad || route.proxy_protocol.is_bad() || route.transparent.is_bad();
     let (keys, listeners, target) = (keys?, listeners?, targets?);
     if bad {
         return None;
@@ -264,8 +264,11 @@ fn reject_target<'r>(
     keys: Option<&[(RouteKey, Place)]>,
     out: &mut Output,
 ) -> Option<Target<'r>> {
-    let of_backends =
-        [("timeouts", route.timeouts.place()), ("proxy_protocol", route.proxy_protocol.place())];
+    let of_backends = [
+        ("timeouts", route.timeouts.place()),
+        ("proxy_protocol", route.proxy_protocol.place()),
+        ("transparent", route.transparent.place()),
+    ];
     for (key, place) in of_backends {
         let Some(place) = place else { continue };
         let message = format!("a route that rejects has no `{key}`");
@@ -296,6 +299,7 @@ fn passthrough(
     let version = proxy_protocol.and_then(|at| at.value.0);
     let text = version.map_or_else(|| string("off"), string);
     out.note(format!("route[{name}].proxy_protocol"), text, proxy_protocol.map(|at| &at.place));
+    let transparent = transparent::resolve(name, to, route, context.listeners, out);
     let table = route.timeouts.given().map(|at| &at.value);
     let [connect, idle, half_closed] = &context.origins;
     let mut one =
@@ -310,6 +314,7 @@ fn passthrough(
     PassthroughConfig {
         to: to.iter().map(|at| at.value.clone()).collect(),
         proxy_protocol: version,
+        transparent,
         connect_timeout: one("connect", |table| &table.connect, global.connect, connect, settings::DAY),
         idle_timeout: one("idle", |table| &table.idle, global.idle, idle, settings::IDLE_MAX),
         half_closed_timeout: one(

@@ -249,6 +249,12 @@ pub(crate) fn portcullis(args: &[&str]) -> Finished {
     finish(Command::new(BINARY).args(args), "portcullis", "")
 }
 
+/// The same behind a command that ends in an exec of its arguments, of util-linux.
+pub(crate) fn portcullis_under(wrapper: &[&str], args: &[&str]) -> Finished {
+    let words: Vec<&str> = wrapper.iter().copied().chain([BINARY]).chain(args.iter().copied()).collect();
+    finish(Command::new(words[0]).args(&words[1..]), "util-linux", "")
+}
+
 /// A verb of the binary as a process that goes on.
 pub(crate) fn start_portcullis(args: &[&str]) -> Process {
     Process::start(Command::new(BINARY).args(args), "portcullis")
