@@ -306,6 +306,8 @@ impl ConnectError {
                 | Errno::NOMEM
                 | Errno::NOSPC
                 | Errno::ADDRNOTAVAIL
+                // No port is left for a source that is bound.
+                | Errno::ADDRINUSE
                 | Errno::AGAIN,
             ) => Self::Resource(error),
             _ => Self::Refused(error),
