@@ -38,6 +38,25 @@ fn a_denied_address_costs_no_entry() {
     assert_eq!(guard.known_sources(), 0);
 }
 
+#[test]
+fn a_connection_that_is_named_later_counts_from_then_on() {
+    let deny = vec!["192.0.2.9/32".parse().unwrap()];
+    let guard = Arc::new(Guard::new(&Limits { deny, before_hello: Some(1), ..limits() }, 100));
+    let now = Instant::now();
+    let mut unnamed: Vec<_> = (0..4).map(|_| guard.admit_unnamed()).collect();
+    assert_eq!(guard.known_sources(), 0);
+    assert_eq!(unnamed[0].count_for(ip("192.0.2.1"), now), Ok(()));
+    assert_eq!(unnamed[1].count_for(ip("192.0.2.1"), now), Err(Rejection::BeforeHello));
+    assert_eq!(unnamed[1].count_for(ip("192.0.2.2"), now), Ok(()));
+    assert_eq!(unnamed[2].count_for(ip("192.0.2.9"), now), Err(Rejection::Acl));
+    assert_eq!(guard.admit(ip("192.0.2.1"), now).unwrap_err(), Rejection::BeforeHello);
+    unnamed[0].hello_done();
+    assert!(guard.admit(ip("192.0.2.1"), now).is_ok());
+    assert_eq!((guard.allows(ip("192.0.2.9")), guard.allows(ip("192.0.2.1"))), (Err(Rejection::Acl), Ok(())));
+    drop(unnamed);
+    assert_eq!(guard.known_sources(), 0, "nothing is left behind");
+}
+
 /// Two that wait are both woken by two releases, whatever happens in between.
 #[tokio::test]
 async fn the_cap_makes_the_next_ones_wait_until_some_are_gone() {

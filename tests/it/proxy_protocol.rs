@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::support::backend::{Backend, Recorder, UnixBackend};
 use crate::support::client::{
-    End, Outcome, connect_from, loopback, outcome, probe, probe_from, read_to_end, served, timed,
+    End, Outcome, connect_from, free_port, loopback, outcome, probe, probe_from, read_to_end, served, timed,
 };
 use crate::support::hello::{Keys, real, to};
-use crate::support::programs::{Nginx, PlainNginx, curl};
+use crate::support::programs::{Haproxy, Nginx, PlainNginx, curl};
 use crate::support::proxy::Proxy;
 use crate::support::{Random, SOON, in_parallel, until, wait_for};
 
@@ -530,6 +530,23 @@ fn curl_reaches_a_server_behind_tls_with_a_header() {
     let without = curl("a.test", proxy.addr(), &certificate, &[]);
     assert_ne!(without.code, Some(0), "{}", without.stdout);
     proxy.access_line("without a header", |line| line["reason"] == "proxy_missing");
+}
+
+/// HAProxy verifies the checksum of what it reads, and refuses what is wrong.
+#[test]
+fn between_two_haproxies_the_client_is_known_to_all() {
+    let behind = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nproxy_protocol = '127.0.0.1'\n\
+         [[route]]\nsni = 'a.test'\nto = '{behind}'\nproxy_protocol = 'v2'\n"
+    ));
+    let haproxy = Haproxy::start(proxy.addr(), behind);
+    let page = curl("a.test", haproxy.before(), &haproxy.certificate(), &["--interface", "127.0.0.9"]);
+    assert_eq!(page.code, Some(0), "{}", page.stderr);
+    let line = proxy.access_line("curl's", |line| line["action"] == "passthrough");
+    assert!(line["client"].as_str().unwrap().starts_with("127.0.0.9:"), "{line}");
+    let id = line["id"].as_str().unwrap();
+    assert_eq!(page.stdout, format!("127.0.0.9 127.0.0.1 a.test {id}"));
 }
 
 #[test]

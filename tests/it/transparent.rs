@@ -1,7 +1,7 @@
 //! Backends that see their clients' own addresses, in a network where the answers find the way back.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 
 use crate::support::backend::Backend;
 use crate::support::client::{End, Outcome, connect_from, outcome, read_to_end, served};
@@ -32,21 +32,21 @@ fn network() -> [Host; 3] {
 }
 
 /// Answers with the address that it sees as its tag, then with all that it gets.
-fn witness(host: &Host) -> Backend {
+fn witness(host: &Host, addr: IpAddr) -> Backend {
     let serve = |mut stream: TcpStream| {
         let peer = stream.peer_addr().unwrap().ip();
         writeln!(stream, "tag:{peer}").unwrap();
         let _ = std::io::copy(&mut stream.try_clone().unwrap(), &mut stream);
         let _ = stream.shutdown(Shutdown::Write);
     };
-    host.run(|| Backend::at(SocketAddr::from((BACKEND, 443)), serve))
+    host.run(|| Backend::at(SocketAddr::from((addr, 443)), serve))
 }
 
 #[test]
 fn the_backend_sees_the_client_and_its_answers_come_back() {
     with_hosts(|| {
         let [client, proxy_host, backend_host] = network();
-        let _backend = witness(&backend_host);
+        let _backend = witness(&backend_host, BACKEND.into());
         client.execute("ip address add 10.0.1.9/24 dev net1", "");
         let config = format!(
             "listen = '{}:443'\nproxy_protocol = '10.0.1.9'\n\
@@ -80,6 +80,30 @@ fn the_backend_sees_the_client_and_its_answers_come_back() {
         assert!(reply.bytes.ends_with(&bytes), "{} bytes", reply.bytes.len());
         let line = proxy.access_line_of(stream.local_addr().unwrap());
         assert_eq!((&line["cause"], &line["backend"]), (&"done".into(), &format!("{BACKEND}:443").into()));
+    });
+}
+
+#[test]
+fn the_backend_sees_an_ipv6_client_too() {
+    with_hosts(|| {
+        let [client, proxy_host, backend_host] = network();
+        for (host, addr, device) in [
+            (&client, "fd00:1::1", "net1"),
+            (&proxy_host, "fd00:1::2", "net1"),
+            (&proxy_host, "fd00:2::2", "net2"),
+            (&backend_host, "fd00:2::1", "net2"),
+        ] {
+            host.execute(&format!("ip address add {addr}/64 dev {device} nodad"), "");
+        }
+        backend_host.execute("ip route add default via fd00:2::2", "");
+        proxy_host.execute("ip -6 rule add fwmark 1 lookup 100", "");
+        proxy_host.execute("ip -6 route add local default dev lo table 100", "");
+        let _backend = witness(&backend_host, "fd00:2::1".parse().unwrap());
+        let config = "listen = '[fd00:1::2]:443'\n\
+                      [[route]]\nsni = 'a.test'\nto = '[fd00:2::1]:443'\ntransparent = true\n";
+        let proxy = proxy_host.run(|| Proxy::start(config));
+        let mut stream = client.run(|| TcpStream::connect(proxy.addr()).unwrap());
+        assert_eq!(outcome(&mut stream, &to("a.test"), SOON), served("fd00:1::1"));
     });
 }
 

@@ -30,6 +30,15 @@ pub(crate) struct PlainNginx {
     addr: SocketAddr,
 }
 
+/// A HAProxy, twice in one process: one before the proxy under test, which names its clients to it by version 2 with a
+/// checksum, and one behind it, which ends TLS for `a.test` and answers with what it was told.
+#[derive(Debug)]
+pub(crate) struct Haproxy {
+    _process: Process,
+    dir: TempDir,
+    before: SocketAddr,
+}
+
 /// Where Debian's packages have the stream module of nginx.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
@@ -118,6 +127,42 @@ impl PlainNginx {
 
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+}
+
+impl Haproxy {
+    /// Starts both; the one before leads to `target`, the one behind is at `behind`.
+    pub(crate) fn start(target: SocketAddr, behind: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let before = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), cert.pem()).unwrap();
+        let both = format!("{}{}", cert.pem(), signing_key.serialize_pem());
+        std::fs::write(dir.path().join("server.pem"), both).unwrap();
+        let config = format!(
+            "global\n maxconn 100\ndefaults\n timeout connect 5s\n timeout client 10s\n timeout server 10s\n\
+             listen before\n mode tcp\n bind {before}\n\
+             server target {target} send-proxy-v2 proxy-v2-options crc32c\n\
+             frontend behind\n mode http\n bind {behind} accept-proxy ssl crt {}/server.pem\n\
+             http-request return status 200 content-type text/plain lf-string \
+             \"%[src] %[dst] %[fc_pp_authority] %[fc_pp_unique_id]\"\n",
+            dir.path().display()
+        );
+        let file = dir.path().join("haproxy.cfg");
+        std::fs::write(&file, config).unwrap();
+        let mut process = Process::start(Command::new("haproxy").arg("-db").arg("-f").arg(file), "haproxy");
+        wait_port(&mut process, behind);
+        Self { _process: process, dir, before }
+    }
+
+    pub(crate) fn before(&self) -> SocketAddr {
+        self.before
+    }
+
+    /// The certificate of the one behind, which signs itself.
+    pub(crate) fn certificate(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
     }
 }
 
