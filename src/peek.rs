@@ -3,12 +3,15 @@
 mod client_hello;
 mod cursor;
 mod detect;
+mod extension;
+mod ja4;
 mod server_name;
 
 use std::fmt;
 
 pub use client_hello::{Alpn, Assembled, ClientHello, HelloError, HelloReader};
 pub use detect::Detector;
+pub use ja4::{Ja4, Ja4Error};
 pub use server_name::{NameError, ServerName};
 
 /// What a connection is, from its first bytes: all that routes may look at.

@@ -7,6 +7,8 @@
 use tls_parser::parse_tls_handshake_client_hello;
 
 use super::cursor::Cursor;
+use super::extension;
+use super::ja4::{Ja4, Offer};
 use super::server_name::{NameError, ServerName};
 
 /// Record header: content type, version, length (RFC 8446 §5.1).
@@ -17,16 +19,6 @@ const HANDSHAKE_HEADER: usize = 4;
 const MAX_FRAGMENT: usize = 1 << 14;
 const CONTENT_HANDSHAKE: u8 = 22;
 const MESSAGE_CLIENT_HELLO: u8 = 1;
-
-mod extension {
-    pub(super) const SERVER_NAME: u16 = 0;
-    pub(super) const SUPPORTED_GROUPS: u16 = 10;
-    pub(super) const ALPN: u16 = 16;
-    pub(super) const SUPPORTED_VERSIONS: u16 = 43;
-    pub(super) const KEY_SHARE: u16 = 51;
-    /// RFC 9849 §5.
-    pub(super) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
-}
 
 /// What a ClientHello says, as far as routing, logs and metrics care.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +36,8 @@ pub struct ClientHello {
     pub key_shares: Vec<u16>,
     /// Whether the Encrypted ClientHello extension is there, real or GREASE.
     pub ech: bool,
+    /// The fingerprint of the client, where one was asked for.
+    pub ja4: Option<Box<Ja4>>,
     /// Length of the handshake message in bytes, its header included.
     pub size: usize,
     /// Number of TLS records that it came in.
@@ -111,9 +105,16 @@ pub struct HelloReader {
     /// Handshake bytes in complete records.
     payload: usize,
     records: u16,
+    ja4: bool,
 }
 
 impl HelloReader {
+    /// Whether the fingerprint is wanted too.
+    pub fn with_ja4(mut self, wanted: bool) -> Self {
+        self.ja4 = wanted;
+        self
+    }
+
     /// Looks at `bytes`, all bytes of the connection so far, of which the hello may take up to `max`.
     ///
     /// `Ok(None)` means that more bytes are needed. Calls must pass the same bytes again, grown or not.
@@ -178,7 +179,7 @@ impl HelloReader {
             self.joined.extend_from_slice(last);
             &self.joined
         };
-        let mut hello = ClientHello::parse(message)?;
+        let mut hello = ClientHello::read(message, self.ja4)?;
         hello.records = self.records;
         Ok(Assembled { hello, wire_len: self.next })
     }
@@ -204,6 +205,18 @@ impl ClientHello {
     /// When it is not a well-formed ClientHello. Extensions that routing does not look at are only checked
     /// for their place in the list.
     pub fn parse(message: &[u8]) -> Result<Self, HelloError> {
+        Self::read(message, false)
+    }
+
+    /// The same, with the fingerprint.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn parse_with_ja4(message: &[u8]) -> Result<Self, HelloError> {
+        Self::read(message, true)
+    }
+
+    fn read(message: &[u8], ja4: bool) -> Result<Self, HelloError> {
         let body = message.get(HANDSHAKE_HEADER..).ok_or(HelloError::Syntax)?;
         let (rest, contents) = parse_tls_handshake_client_hello(body).map_err(|_| HelloError::Syntax)?;
         // The parser reads extensions with a wrong length as "no extensions" and leaves them in `rest`.
@@ -213,12 +226,27 @@ impl ClientHello {
         let mut hello =
             Self { versions: vec![contents.version.0], size: message.len(), records: 1, ..Self::default() };
         let mut seen = Vec::with_capacity(32);
+        let mut signatures: &[u8] = &[];
         let mut extensions = Cursor::new(contents.ext.unwrap_or_default());
         while !extensions.is_empty() {
             let kind = extensions.u16().ok_or(HelloError::Syntax)?;
             let body = extensions.vec16().ok_or(HelloError::Syntax)?;
             seen.push(kind);
             hello.read_extension(kind, body)?;
+            if kind == extension::SIGNATURE_ALGORITHMS {
+                signatures = signature_algorithms(body).ok_or(HelloError::Syntax)?;
+            }
+        }
+        if ja4 {
+            let offer = Offer {
+                versions: &hello.versions,
+                named: hello.server_name.is_some(),
+                alpn: hello.alpn.iter().next(),
+                ciphers: contents.ciphers.iter().map(|cipher| cipher.0).collect(),
+                extensions: &seen,
+                signatures: u16_list(signatures).unwrap_or_default(),
+            };
+            hello.ja4 = Some(Box::new(Ja4::new(&offer)));
         }
         seen.sort_unstable();
         if seen.windows(2).any(|pair| matches!(pair, [a, b] if a == b)) {
@@ -297,6 +325,13 @@ fn read_server_name(cursor: &mut Cursor<'_>) -> Result<ServerName, HelloError> {
     }
     let name = list.vec16().ok_or(HelloError::Syntax)?;
     if list.is_empty() { Ok(ServerName::parse(name)?) } else { Err(HelloError::SeveralNames) }
+}
+
+/// `SignatureScheme supported_signature_algorithms<2..2^16-2>` (RFC 8446 §4.2.3), two bytes each.
+fn signature_algorithms(body: &[u8]) -> Option<&[u8]> {
+    let mut cursor = Cursor::new(body);
+    let list = cursor.vec16().filter(|list| !list.is_empty() && list.len().is_multiple_of(2))?;
+    cursor.is_empty().then_some(list)
 }
 
 /// A list of 16-bit numbers that may not be empty.

@@ -44,13 +44,20 @@ enum Step {
 #[derive(Clone, Debug)]
 pub struct Detector {
     max_hello: usize,
+    ja4: bool,
     tls: Option<HelloReader>,
 }
 
 impl Detector {
     /// A detector that lets a ClientHello take up to `max_hello` bytes on the wire.
     pub fn new(max_hello: usize) -> Self {
-        Self { max_hello, tls: None }
+        Self { max_hello, ja4: false, tls: None }
+    }
+
+    /// Whether the fingerprint of a ClientHello is wanted too.
+    pub fn with_ja4(mut self, wanted: bool) -> Self {
+        self.ja4 = wanted;
+        self
     }
 
     /// Looks at `bytes`, all bytes of the connection so far. `Ok(None)` means that more are needed.
@@ -77,7 +84,7 @@ impl Detector {
         ];
         match steps.iter().find(|(step, _)| *step == Step::Is) {
             Some((_, Protocol::Tls)) => {
-                self.tls = Some(HelloReader::default());
+                self.tls = Some(HelloReader::default().with_ja4(self.ja4));
                 self.advance(bytes)
             }
             Some((_, protocol)) => Ok(Some(Preface::Other(*protocol))),

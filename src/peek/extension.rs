@@ -1,0 +1,10 @@
+//! The extensions of a ClientHello that are read, by their numbers (IANA, "TLS ExtensionType Values").
+
+pub(super) const SERVER_NAME: u16 = 0;
+pub(super) const SUPPORTED_GROUPS: u16 = 10;
+pub(super) const SIGNATURE_ALGORITHMS: u16 = 13;
+pub(super) const ALPN: u16 = 16;
+pub(super) const SUPPORTED_VERSIONS: u16 = 43;
+pub(super) const KEY_SHARE: u16 = 51;
+/// RFC 9849 §5.
+pub(super) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
