@@ -14,7 +14,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
-use crate::peek::{Protocol, ServerName};
+use crate::peek::{Ja4, Protocol, ServerName};
 
 mod decode;
 mod diff;
@@ -33,7 +33,7 @@ mod tests;
 
 pub use diff::{Change, diff, fixed};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
-pub use pattern::{NamePattern, NameRegex};
+pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use schema::json_schema;
 pub use units::Rate;
 pub use values::AdminAddrError;
@@ -115,6 +115,8 @@ pub enum RouteKey {
 pub struct Conditions {
     /// Names of listeners, of which the connection must have come in on one.
     pub listeners: Option<Vec<Arc<str>>>,
+    /// Fingerprints, of which the client must have one.
+    pub ja4: Option<Vec<Ja4Pattern>>,
     /// ALPN protocol names, of which the client must offer one.
     pub alpn: Option<Vec<Box<[u8]>>>,
     /// Networks, of which one must contain the client's address.
@@ -250,6 +252,8 @@ pub struct AccessLogConfig {
     pub to: LogTarget,
     /// The form of a line.
     pub format: LogFormat,
+    /// Whether a line tells the client's fingerprint.
+    pub ja4: bool,
 }
 
 /// Destination of a log.
@@ -300,6 +304,8 @@ pub enum TestInput {
         sni: Option<ServerName>,
         /// Its ALPN offers in order.
         alpn: Vec<Box<[u8]>>,
+        /// Its fingerprint; without one it has none that a route could match.
+        ja4: Option<Ja4>,
     },
     /// First bytes of another protocol, or none.
     Protocol(Protocol),

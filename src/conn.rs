@@ -88,7 +88,7 @@ async fn establish<'a>(
     stream.watch().map_err(|_| Termination::unwatched())?;
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
-    record.peeked(&preface);
+    record.peeked(&preface, snapshot.tells_ja4);
     let tls = preface.hello().is_some();
     match route(&snapshot, &preface, &listener.name, record) {
         Routed::To(index) => {

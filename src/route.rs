@@ -7,8 +7,9 @@
 //!    a hello without SNI only matches `none`, other protocols only their own name; 5. `protocol = "any"`.
 //!
 //! Among routes for the same thing, those whose further conditions hold, from the most to the least
-//! specific: with `listener` before without, with `alpn` before without, the longest matching `from` before
-//! shorter ones and none, and last the ALPN that the client names first. Where no condition holds, the next
+//! specific: with `listener` before without, the longest matching `ja4` before shorter ones and none, with `alpn`
+//! before without, the longest matching `from` before shorter ones and none, and last the ALPN that the client
+//! names first. Where no condition holds, the next
 //! less specific match is tried. Two routes that would tie are refused when the configuration is read.
 
 use std::cmp::Reverse;
@@ -17,7 +18,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::config::{
-    ActionConfig, Conditions, Config, NamePattern, NameRegex, Policies, RejectWith, RouteConfig, RouteKey,
+    ActionConfig, Conditions, Config, Ja4Pattern, NamePattern, NameRegex, Policies, RejectWith, RouteConfig,
+    RouteKey,
 };
 use crate::peek::{Preface, Protocol, ServerName};
 
@@ -124,6 +126,8 @@ pub enum Verdict {
     NoMatch,
     /// It is for other listeners.
     Listener,
+    /// The client's fingerprint is none of its.
+    Ja4,
     /// The client offers none of its ALPN names.
     Alpn,
     /// The client's address is in none of its networks.
@@ -134,6 +138,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Specificity {
     listener: bool,
+    ja4: Option<usize>,
     alpn: bool,
     from: Option<u8>,
     alpn_place: Reverse<usize>,
@@ -193,6 +198,11 @@ impl RouteTable {
         let mut conditions = silent.map(|route| &route.config.conditions.listeners);
         conditions
             .any(|names| names.as_ref().is_none_or(|names| names.iter().any(|name| **name == *listener)))
+    }
+
+    /// Whether a route looks at fingerprints, which are only computed for that.
+    pub fn wants_ja4(&self) -> bool {
+        self.routes.iter().any(|route| route.config.conditions.ja4.is_some())
     }
 
     /// The decision for a connection.
@@ -339,6 +349,15 @@ fn specificity(conditions: &Conditions, query: &Query<'_>) -> Result<Specificity
     {
         return Err(Verdict::Listener);
     }
+    let ja4 = match &conditions.ja4 {
+        None => None,
+        Some(patterns) => {
+            let client = query.preface.hello().and_then(|hello| hello.ja4.as_ref()).ok_or(Verdict::Ja4)?;
+            let longest =
+                patterns.iter().filter(|pattern| pattern.matches(client)).map(Ja4Pattern::specificity).max();
+            Some(longest.ok_or(Verdict::Ja4)?)
+        }
+    };
     let alpn_place = match (&conditions.alpn, query.preface.hello()) {
         (None, _) => None,
         (Some(_), None) => return Err(Verdict::Alpn),
@@ -358,6 +377,7 @@ fn specificity(conditions: &Conditions, query: &Query<'_>) -> Result<Specificity
     };
     Ok(Specificity {
         listener: conditions.listeners.is_some(),
+        ja4,
         alpn: conditions.alpn.is_some(),
         from,
         alpn_place: Reverse(alpn_place.unwrap_or(0)),
@@ -377,10 +397,11 @@ fn key_rank(key: &RouteKey, id: RouteId) -> (u8, Reverse<usize>, usize) {
     }
 }
 
-fn condition_shape(conditions: &Conditions) -> Reverse<(bool, bool, Option<u8>)> {
+fn condition_shape(conditions: &Conditions) -> Reverse<(bool, Option<usize>, bool, Option<u8>)> {
+    let ja4 = conditions.ja4.iter().flatten().map(Ja4Pattern::specificity).max();
     let longest =
         conditions.from.as_ref().map(|nets| nets.iter().map(ipnet::IpNet::prefix_len).max().unwrap_or(0));
-    Reverse((conditions.listeners.is_some(), conditions.alpn.is_some(), longest))
+    Reverse((conditions.listeners.is_some(), ja4, conditions.alpn.is_some(), longest))
 }
 
 impl Route {
@@ -421,6 +442,7 @@ impl fmt::Display for Verdict {
             Self::Holds => "matches",
             Self::NoMatch => "the expression does not match the name",
             Self::Listener => "it is for another listener",
+            Self::Ja4 => "the client's fingerprint (JA4) is none of its",
             Self::Alpn => "the client offers none of its ALPN names",
             Self::From => "the client is in none of its networks",
         })

@@ -43,6 +43,10 @@ pub struct Snapshot {
     pub timeouts: Timeouts,
     /// The largest hello accepted, in bytes on the wire.
     pub max_hello: usize,
+    /// Whether the fingerprints of clients are computed: for a route, or for the access log.
+    pub wants_ja4: bool,
+    /// Whether the access log tells them.
+    pub tells_ja4: bool,
     live: Vec<LiveRoute>,
     unrouted: Arc<Traffic>,
     /// By listener, of those on which silence means something.
@@ -111,6 +115,8 @@ impl Snapshot {
         Self {
             live: live.collect(),
             trusted: trusted.collect(),
+            wants_ja4: config.access_log.ja4 || table.wants_ja4(),
+            tells_ja4: config.access_log.ja4,
             table,
             timeouts: config.timeouts,
             max_hello: config.max_hello_size,

@@ -115,6 +115,10 @@ fn conditions(conditions: &Conditions) -> String {
     if let Some(listeners) = &conditions.listeners {
         let _ = write!(out, ", listener {}", listeners.join(" or "));
     }
+    if let Some(ja4) = &conditions.ja4 {
+        let patterns: Vec<_> = ja4.iter().map(ToString::to_string).collect();
+        let _ = write!(out, ", ja4 {}", patterns.join(" or "));
+    }
     if let Some(alpn) = &conditions.alpn {
         let names: Vec<_> = alpn.iter().map(|name| name.escape_ascii().to_string()).collect();
         let _ = write!(out, ", alpn {}", names.join(" or "));

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use super::{ConfigArg, Exit, load, print};
 use crate::config::{ActionConfig, Config, Limits, RejectWith};
 use crate::guard::Acl;
-use crate::peek::{Alpn, ClientHello, Detector, HelloError, Preface, Protocol, ServerName};
+use crate::peek::{Alpn, ClientHello, Detector, HelloError, Ja4, Preface, Protocol, ServerName};
 use crate::route::{Decision, Query, RouteTable, Step};
 
 /// Arguments of `explain`.
@@ -25,6 +25,9 @@ pub(super) struct Explain {
     /// ALPN protocols that the client offers, in order.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     alpn: Vec<String>,
+    /// The client's fingerprint (JA4); without one no route matches by that.
+    #[arg(long, value_name = "JA4", value_parser = Ja4::parse)]
+    ja4: Option<Ja4>,
     /// The client's address.
     #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)))]
     from: IpAddr,
@@ -32,10 +35,10 @@ pub(super) struct Explain {
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
     /// Use the first bytes in this file instead, as a client sends them.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["sni", "alpn", "protocol"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sni", "alpn", "ja4", "protocol"])]
     hello: Option<PathBuf>,
     /// The client does not speak TLS but this.
-    #[arg(long, conflicts_with_all = ["sni", "alpn"])]
+    #[arg(long, conflicts_with_all = ["sni", "alpn", "ja4"])]
     protocol: Option<PlainProtocol>,
 }
 
@@ -98,7 +101,7 @@ impl Explain {
     fn preface(&self, config: &Config) -> anyhow::Result<Result<Preface, HelloError>> {
         if let Some(path) = &self.hello {
             let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            return match Detector::new(config.max_hello_size).advance(&bytes) {
+            return match Detector::new(config.max_hello_size).with_ja4(true).advance(&bytes) {
                 Ok(Some(preface)) => Ok(Ok(preface)),
                 Ok(None) => bail!("{} bytes are not enough to tell what it is", bytes.len()),
                 Err(refused) => Ok(Err(refused)),
@@ -113,7 +116,8 @@ impl Explain {
             None => None,
         };
         let alpn = Alpn::from_names(self.alpn.iter().map(String::as_bytes));
-        let hello = ClientHello { server_name, alpn, records: 1, ..ClientHello::default() };
+        let ja4 = self.ja4.clone().map(Box::new);
+        let hello = ClientHello { server_name, alpn, ja4, records: 1, ..ClientHello::default() };
         Ok(Ok(Preface::Tls(Box::new(hello))))
     }
 }
@@ -129,6 +133,9 @@ fn describe(out: &mut String, preface: &Preface, from: IpAddr, listener: &str) {
     let alpn: Vec<_> = hello.alpn.iter().map(|name| name.escape_ascii().to_string()).collect();
     let alpn = if alpn.is_empty() { "none".to_owned() } else { alpn.join(",") };
     let _ = writeln!(out, "TLS, SNI {name}, ALPN {alpn}");
+    if let Some(ja4) = &hello.ja4 {
+        let _ = writeln!(out, "          fingerprint (JA4) {ja4}");
+    }
     if hello.size > 0 {
         let ech = if hello.ech { ", with Encrypted ClientHello: the name is the outer one" } else { "" };
         let _ = writeln!(out, "          hello of {} bytes in {} record(s){ech}", hello.size, hello.records);

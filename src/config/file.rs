@@ -8,11 +8,12 @@ use ipnet::IpNet;
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
 use super::units::{ByteSize, Rate};
 use super::values::{
-    AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol, WordOr,
+    AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol,
+    WordOr,
 };
-use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, RejectWith};
+use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
-use crate::peek::ServerName;
+use crate::peek::{Ja4, ServerName};
 
 shape! {
     /// A configuration file of Portcullis.
@@ -143,6 +144,8 @@ shape! {
         to: LogTarget,
         /// `json` or `logfmt`.
         format: LogFormat,
+        /// Whether a line tells the client's fingerprint (JA4).
+        ja4: bool,
     }
 }
 
@@ -155,6 +158,8 @@ shape! {
         sni: OneOrMany<SniWord>,
         /// ALPN protocol names, of which the client must offer one.
         alpn: OneOrMany<AlpnName>,
+        /// Fingerprints of clients (JA4), of which this one must have one: whole, or a beginning and `*`.
+        ja4: OneOrMany<Ja4Pattern>,
         /// Networks, of which one must contain the client's address.
         from: OneOrMany<IpNet>,
         /// Listeners, of which the connection must have come in on one.
@@ -211,6 +216,8 @@ shape! {
         sni: ServerName,
         /// Its ALPN offers, in order.
         alpn: OneOrMany<AlpnName>,
+        /// Its fingerprint; without one no route matches by that.
+        ja4: Ja4,
     }
 }
 

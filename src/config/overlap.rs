@@ -4,15 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
-use super::RouteConfig;
 use super::error::{ConfigError, ErrorKind};
 use super::source::Place;
+use super::{Ja4Pattern, RouteConfig};
 
-/// Combinations of listener × ALPN × network looked at for a route that shares a key with another.
+/// Combinations of listener × fingerprint × ALPN × network looked at for a route that shares a key with another.
 const MAX_COMBINATIONS: usize = 1 << 20;
 
 /// One choice of every condition; `None` where the route does not have that condition.
-type Combination<'r> = (Option<&'r str>, Option<&'r [u8]>, Option<IpNet>);
+type Combination<'r> = (Option<&'r str>, Option<&'r Ja4Pattern>, Option<&'r [u8]>, Option<IpNet>);
 
 /// A route, and where each of its keys is written.
 pub(super) struct Placed {
@@ -67,7 +67,8 @@ fn compare(
             continue;
         };
         if combination_count(placed) > MAX_COMBINATIONS {
-            let message = "the route has more than a million combinations of `listener`, `alpn` and `from`";
+            let message =
+                "the route has more than a million combinations of `listener`, `ja4`, `alpn` and `from`";
             let error = ConfigError::new(ErrorKind::OutOfRange, message).at(&placed.place);
             errors
                 .push(((member.route, member.route), error.hint("use networks instead of single addresses")));
@@ -91,19 +92,26 @@ fn compare(
 fn duplicate(key: &str, first: Member, second: Member, routes: &[Placed]) -> Option<ConfigError> {
     let (before, after) = (routes.get(first.route)?, routes.get(second.route)?);
     let conditions = &after.route.conditions;
-    let conditional =
-        conditions.listeners.is_some() || conditions.alpn.is_some() || conditions.from.is_some();
+    let conditional = conditions.listeners.is_some()
+        || conditions.ja4.is_some()
+        || conditions.alpn.is_some()
+        || conditions.from.is_some();
     let what = if conditional { " under conditions that overlap" } else { "" };
     let message = format!("two routes match `{key}`{what}");
     let error = ConfigError::new(ErrorKind::DuplicateRoute, message).at(after.keys.get(second.key)?);
     let error = error.label("matched again here").also(before.keys.get(first.key)?, "first matched here");
-    Some(error.hint("give both backends to one route, or tell them apart by `listener`, `alpn` or `from`"))
+    Some(
+        error.hint(
+            "give both backends to one route, or tell them apart by `listener`, `ja4`, `alpn` or `from`",
+        ),
+    )
 }
 
 fn combination_count(placed: &Placed) -> usize {
     let conditions = &placed.route.conditions;
     let len = |len: Option<usize>| len.unwrap_or(1);
     len(conditions.listeners.as_ref().map(Vec::len))
+        .saturating_mul(len(conditions.ja4.as_ref().map(Vec::len)))
         .saturating_mul(len(conditions.alpn.as_ref().map(Vec::len)))
         .saturating_mul(len(conditions.from.as_ref().map(Vec::len)))
 }
@@ -113,11 +121,15 @@ fn combinations(placed: &Placed) -> impl Iterator<Item = Combination<'_>> {
     let listeners = choices(conditions.listeners.as_deref().map(|all| all.iter().map(AsRef::as_ref)));
     let alpn = choices(conditions.alpn.as_deref().map(|all| all.iter().map(AsRef::as_ref)));
     let from = choices(conditions.from.as_deref().map(|all| all.iter().copied()));
+    let ja4 = choices(conditions.ja4.as_deref().map(|all| all.iter()));
     listeners.into_iter().flat_map(move |listener| {
-        let from = from.clone();
-        alpn.clone()
-            .into_iter()
-            .flat_map(move |alpn| from.clone().into_iter().map(move |net| (listener, alpn, net)))
+        let (alpn, from) = (alpn.clone(), from.clone());
+        ja4.clone().into_iter().flat_map(move |ja4| {
+            let from = from.clone();
+            alpn.clone()
+                .into_iter()
+                .flat_map(move |alpn| from.clone().into_iter().map(move |net| (listener, ja4, alpn, net)))
+        })
     })
 }
 

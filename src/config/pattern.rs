@@ -1,10 +1,10 @@
-//! Patterns over server names, as routes write them.
+//! Patterns over server names and fingerprints, as routes write them.
 
 use std::fmt;
 
 use regex::Regex;
 
-use crate::peek::ServerName;
+use crate::peek::{Ja4, Ja4Error, ServerName};
 
 /// What a route's `sni` matches, from the most to the least specific.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,13 @@ pub struct NameRegex {
     text: Box<str>,
 }
 
+/// What a route's `ja4` matches: a whole fingerprint, or all that begin alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ja4Pattern {
+    beginning: Box<str>,
+    whole: bool,
+}
+
 impl NameRegex {
     /// Compiles `text`; it is anchored at both ends, so it never matches inside a longer name.
     ///
@@ -41,6 +48,40 @@ impl NameRegex {
     /// Whether it matches the whole of `name`.
     pub fn is_match(&self, name: &str) -> bool {
         self.regex.is_match(name)
+    }
+}
+
+impl Ja4Pattern {
+    /// Reads a fingerprint, or the beginning of one with `*` behind it.
+    ///
+    /// # Errors
+    /// When no client of TLS over TCP can have such a fingerprint.
+    pub fn parse(text: &str) -> Result<Self, Ja4Error> {
+        let whole = match text.strip_suffix('*') {
+            Some(beginning) => {
+                Ja4::check_prefix(beginning)?;
+                match Ja4::parse(beginning) {
+                    // It would match every hello, which leaving it out does.
+                    Err(error @ Ja4Error::Short(0)) => return Err(error),
+                    Err(_) => {}
+                    // A whole one is written in one way only, so that two routes for it are seen to be.
+                    Ok(_) => return Err(Ja4Error::Long),
+                }
+                return Ok(Self { beginning: beginning.into(), whole: false });
+            }
+            None => Ja4::parse(text)?,
+        };
+        Ok(Self { beginning: whole.as_str().into(), whole: true })
+    }
+
+    /// Whether it matches `ja4`.
+    pub fn matches(&self, ja4: &Ja4) -> bool {
+        if self.whole { *self.beginning == *ja4.as_str() } else { ja4.as_str().starts_with(&*self.beginning) }
+    }
+
+    /// How many characters it asks for: of two that match the same fingerprint, the longer is the more specific.
+    pub fn specificity(&self) -> usize {
+        self.beginning.len()
     }
 }
 
@@ -63,9 +104,38 @@ impl fmt::Display for NamePattern {
     }
 }
 
+impl fmt::Display for Ja4Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.beginning, if self.whole { "" } else { "*" })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fingerprints_match_whole_or_from_their_beginning() {
+        let ja4 = Ja4::parse("t13d1516h2_8daaf6152771_e5627efa2ab1").unwrap();
+        let matches = |text: &str| {
+            let pattern = Ja4Pattern::parse(text).unwrap();
+            assert_eq!(pattern.to_string(), text);
+            pattern.matches(&ja4)
+        };
+        assert!(matches("t13d1516h2_8daaf6152771_e5627efa2ab1"));
+        assert!(matches("t13d1516h2_*") && matches("t13d1516h2_8daaf6152771_e5627efa2ab*") && matches("t*"));
+        assert!(!matches("t13d1516h2_8daaf6152771_e5627efa2ab2"));
+        assert!(!matches("t13d1517*") && !matches("t12*"));
+        for (text, error) in [
+            ("t13d1516h2", Ja4Error::Short(10)),
+            ("q13*", Ja4Error::Transport),
+            ("t13*d", Ja4Error::Character(4)),
+            ("*", Ja4Error::Short(0)),
+            ("t13d1516h2_8daaf6152771_e5627efa2ab1*", Ja4Error::Long),
+        ] {
+            assert_eq!(Ja4Pattern::parse(text), Err(error), "{text}");
+        }
+    }
 
     #[test]
     fn regexes_match_whole_names_only() {

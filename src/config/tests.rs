@@ -20,7 +20,7 @@ unknown_sni = "reset"
 no_sni     = "drop"
 dns        = { servers = ["10.0.0.53", "[::1]:5353"], max_ttl = "1m" }
 admin      = { bind = "10.0.0.1:9901", allow = "10.0.0.0/8" }
-access_log = { to = "/var/log/portcullis.log", format = "logfmt" }
+access_log = { to = "/var/log/portcullis.log", format = "logfmt", ja4 = true }
 
 [[listener]]
 name = "alt"
@@ -53,7 +53,7 @@ protocol = "any"
 reject = "reset"
 
 [[test]]
-hello  = { sni = "app.example.com", alpn = ["h2"] }
+hello  = { sni = "app.example.com", alpn = ["h2"], ja4 = "t13d1516h2_8daaf6152771_e5627efa2ab1" }
 expect = { action = "passthrough", to = "10.0.0.11:443" }
 
 [[test]]
@@ -81,6 +81,10 @@ fn kinds(errors: &ConfigErrors) -> Vec<&'static str> {
 
 fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
+}
+
+fn strings<T: ToString>(items: &[T]) -> Vec<String> {
+    items.iter().map(ToString::to_string).collect()
 }
 
 fn net(text: &str) -> IpNet {
@@ -150,7 +154,7 @@ fn the_example_resolves_to_what_it_says() {
     assert_eq!(admin.bind, AdminAddr::Tcp("10.0.0.1:9901".parse().unwrap()));
     assert_eq!(admin.allow, [net("10.0.0.0/8")]);
     let to = LogTarget::File("/var/log/portcullis.log".into());
-    assert_eq!(config.access_log, AccessLogConfig { to, format: LogFormat::Logfmt });
+    assert_eq!(config.access_log, AccessLogConfig { to, format: LogFormat::Logfmt, ja4: true });
 }
 
 #[test]
@@ -185,13 +189,14 @@ fn the_tests_of_the_example_resolve_to_what_they_say() {
     let config = parse(EXAMPLE).unwrap();
     let [app, ssh, empty] = config.tests.as_slice() else { panic!("three tests") };
     assert_eq!(&*app.name, "app.example.com");
-    let TestInput::Hello { sni: Some(sni), alpn } = &app.input else { panic!("a hello") };
+    let TestInput::Hello { sni: Some(sni), alpn, ja4: Some(ja4) } = &app.input else { panic!("a hello") };
     assert_eq!((sni.as_str(), alpn.len()), ("app.example.com", 1));
+    assert_eq!(ja4.as_str(), "t13d1516h2_8daaf6152771_e5627efa2ab1");
     assert_eq!(app.expect.action, Some(ExpectedAction::Passthrough));
     assert_eq!(app.expect.to, ["10.0.0.11:443".parse().unwrap()]);
     assert!(matches!(ssh.input, TestInput::Protocol(Protocol::Ssh)));
     assert_eq!((ssh.from, ssh.listener.as_deref()), (Some("192.0.2.7".parse().unwrap()), Some("alt")));
-    assert!(matches!(&empty.input, TestInput::Hello { sni: None, alpn } if alpn.is_empty()));
+    assert!(matches!(&empty.input, TestInput::Hello { sni: None, alpn, ja4: None } if alpn.is_empty()));
     assert_eq!(empty.expect.route.as_deref(), Some("no-sni"));
     assert_eq!(empty.expect.reject, Some(RejectWith::Close));
 }
@@ -202,7 +207,8 @@ fn short_forms_and_keys_made_of_protocol_and_alpn() {
                 connection_limit = 10\nrate_limit = \"5/10s\"\nworkers = \"auto\"\n\
                 [[route]]\nprotocol = \"tls\"\nto = \"a.test:1\"\n\
                 [[route]]\nalpn = \"h2\"\nto = \"b.test:1\"\n\
-                [[route]]\nalpn = \"h3\"\nto = \"b.test:1\"\n";
+                [[route]]\nalpn = \"h3\"\nto = \"b.test:1\"\n\
+                [[route]]\nja4 = [\"t12*\", \"t13d1516h2_8daaf6152771_e5627efa2ab1\"]\nreject = \"drop\"\n";
     let config = parse(text).unwrap();
     assert_eq!(config.admin.unwrap().bind, AdminAddr::Unix("/run/p.sock".into()));
     assert_eq!(config.access_log.to, LogTarget::Off);
@@ -212,10 +218,13 @@ fn short_forms_and_keys_made_of_protocol_and_alpn() {
     );
     let rate = config.limits.rate.unwrap();
     assert_eq!((rate.rate.to_string().as_str(), rate.burst), ("5/10s", 5));
-    for (route, name) in config.routes.iter().zip(["protocol:tls", "protocol:tls#2", "protocol:tls#3"]) {
+    for (route, name) in config.routes.iter().zip(["", "#2", "#3", "#4"]) {
         assert_eq!(route.keys, [RouteKey::Sni(NamePattern::Any), RouteKey::NoSni]);
-        assert_eq!(&*route.name, name);
+        assert_eq!(*route.name, format!("protocol:tls{name}"));
     }
+    let ja4 = config.routes[3].conditions.ja4.as_deref().unwrap();
+    assert_eq!(strings(ja4), ["t12*", "t13d1516h2_8daaf6152771_e5627efa2ab1"]);
+    assert!(!config.access_log.ja4);
 }
 
 #[test]
@@ -273,6 +282,10 @@ fn routes_overlap_only_under_the_same_kinds_of_conditions() {
         ("alpn = \"h2\"", "alpn = \"http/1.1\""),
         ("alpn = \"h2\"", "from = \"10.0.0.0/8\""),
         ("listener = \"b\"", "listener = \"default\""),
+        ("ja4 = \"t13d*\"", ""),
+        ("ja4 = \"t13d*\"", "ja4 = [\"t12*\", \"t13*\"]"),
+        ("ja4 = \"t13d*\"", "alpn = \"h2\""),
+        ("ja4 = \"t13d*\"\nalpn = \"h2\"", "ja4 = \"t13d*\"\nalpn = \"h3\""),
         ("listener = \"b\"\nalpn = \"h2\"", "listener = \"b\"\nalpn = \"h3\""),
     ] {
         assert!(with(first, second).is_ok(), "{first} / {second}");
@@ -280,6 +293,7 @@ fn routes_overlap_only_under_the_same_kinds_of_conditions() {
     for (first, second) in [
         ("", ""),
         ("from = [\"10.0.0.0/8\", \"192.0.2.1\"]", "from = [\"192.0.2.1/32\"]"),
+        ("ja4 = [\"t13*\", \"t12d*\"]", "ja4 = \"t12d*\""),
         ("listener = [\"default\", \"b\"]\nalpn = \"h2\"", "listener = \"b\"\nalpn = [\"h3\", \"h2\"]"),
     ] {
         assert_eq!(with(first, second).map(|_| ()), overlap, "{first} / {second}");

@@ -14,9 +14,11 @@ use super::decode::{Decode, Decoder, Problem, Text, quote, word};
 use super::error::ErrorKind;
 use super::schema::words;
 use super::source::Place;
-use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith};
+use super::{
+    AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith,
+};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
-use crate::peek::{NameError, Protocol, ServerName};
+use crate::peek::{Ja4, Ja4Error, NameError, Protocol, ServerName};
 
 const REJECTS: [(&str, RejectWith); 4] = [
     ("alert", RejectWith::Alert),
@@ -233,6 +235,33 @@ impl Text for AlpnName {
             )),
         }
     }
+}
+
+impl Text for Ja4 {
+    const EXPECTED: &'static str = "a JA4 fingerprint";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        Self::parse(text).map_err(|error| bad_fingerprint(text, error))
+    }
+}
+
+impl Text for Ja4Pattern {
+    const EXPECTED: &'static str = "a JA4 fingerprint, or the beginning of one and `*`";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        match Self::parse(text) {
+            Ok(pattern) => Ok(pattern),
+            Err(error @ Ja4Error::Short(1..)) => {
+                Err(bad_fingerprint(text, error).hint(format!("write `\"{text}*\"` for all that begin so")))
+            }
+            Err(error) => Err(bad_fingerprint(text, error)),
+        }
+    }
+}
+
+fn bad_fingerprint(text: &str, error: Ja4Error) -> Problem {
+    Problem::new(ErrorKind::BadValue, format!("{} is not a JA4 fingerprint: {error}", quote(text)))
+        .hint("write it as in `\"t13d1516h2_8daaf6152771_e5627efa2ab1\"`; `access_log = { ja4 = true }` shows those of clients")
 }
 
 impl Text for ListenAddr {

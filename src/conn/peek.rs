@@ -19,6 +19,7 @@ use crate::snapshot::Snapshot;
 pub(super) struct Limits {
     pub(super) max_hello: usize,
     pub(super) hello_by: Moment,
+    ja4: bool,
     /// How long a client has to send something until it counts as silent; `None` when no route is for such clients.
     silent_after: Option<Duration>,
 }
@@ -41,7 +42,12 @@ pub(super) enum PeekError {
 impl Limits {
     pub(super) fn new(snapshot: &Snapshot, listener: &str, accepted: Moment) -> Self {
         let hello_by = accepted + snapshot.timeouts.hello;
-        Self { max_hello: snapshot.max_hello, hello_by, silent_after: snapshot.silent_after(listener) }
+        Self {
+            max_hello: snapshot.max_hello,
+            hello_by,
+            ja4: snapshot.wants_ja4,
+            silent_after: snapshot.silent_after(listener),
+        }
     }
 }
 
@@ -55,7 +61,7 @@ pub(super) async fn read_preface(
     limits: Limits,
     timer: &mut Timer<'_>,
 ) -> Result<Preface, PeekError> {
-    let mut detector = Detector::new(limits.max_hello);
+    let mut detector = Detector::new(limits.max_hello).with_ja4(limits.ja4);
     let silent_at = limits.silent_after.map(|silent| limits.hello_by.min(timer.now() + silent));
     loop {
         if let Some(preface) = detector.advance(bytes).map_err(PeekError::Hello)? {

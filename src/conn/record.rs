@@ -18,7 +18,7 @@ use super::termination::{Stage, Termination};
 use crate::config::LogFormat;
 use crate::guard::Rejection;
 use crate::net::{Announcement, Direction, Meter, Opening, ProxyVersion};
-use crate::peek::{Alpn, Detector, Preface, Protocol, ServerName};
+use crate::peek::{Alpn, Detector, Ja4, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
 
 /// The story of a connection. Dropped without an end, it was forced.
@@ -36,11 +36,13 @@ pub(super) struct ConnRecord {
     protocol: Option<Protocol>,
     sni: Option<ServerName>,
     alpn: Alpn,
+    ja4: Option<Box<Ja4>>,
     route: Option<Arc<str>>,
     traffic: Option<Arc<Traffic>>,
     connect: Connect,
     counts: Counts,
-    end: Option<Termination>,
+    /// In a box, for the short time from the end on: its room would be held as long as the connection lasts.
+    end: Option<Box<Termination>>,
 }
 
 /// The connection to the backend.
@@ -80,6 +82,7 @@ impl ConnRecord {
             protocol: None,
             sni: None,
             alpn: Alpn::default(),
+            ja4: None,
             route: None,
             traffic: None,
             connect: Connect::default(),
@@ -115,13 +118,14 @@ impl ConnRecord {
         }
     }
 
-    /// It is known what the connection is.
-    pub(super) fn peeked(&mut self, preface: &Preface) {
+    /// It is known what the connection is; whether the log `tells` its fingerprint is up to the configuration.
+    pub(super) fn peeked(&mut self, preface: &Preface, tells: bool) {
         self.stage = Stage::Route;
         self.protocol = Some(preface.protocol());
         if let Some(hello) = preface.hello() {
             self.sni.clone_from(&hello.server_name);
             self.alpn = hello.alpn.clone();
+            self.ja4 = hello.ja4.clone().filter(|_| tells);
         }
     }
 
@@ -180,7 +184,7 @@ impl ConnRecord {
 
     /// The end.
     pub(super) fn finish(mut self, termination: Termination) {
-        self.end = Some(termination);
+        self.end = Some(Box::new(termination));
     }
 
     fn line(&self, end: Termination, duration: Duration) -> Line<'_> {
@@ -192,6 +196,7 @@ impl ConnRecord {
             via: self.via.as_deref().copied(),
             sni: self.sni.as_ref().map(ServerName::as_str),
             alpn: self.alpn.iter().map(|name| name.escape_ascii().to_string()).collect(),
+            ja4: self.ja4.as_deref().map(Ja4::as_str),
             protocol: self.protocol.map(Protocol::as_str),
             route: self.route.as_deref(),
             action: self.action.as_str(),
@@ -210,7 +215,7 @@ impl ConnRecord {
 
 impl Drop for ConnRecord {
     fn drop(&mut self) {
-        let end = self.end.unwrap_or_else(|| {
+        let end = self.end.as_deref().copied().unwrap_or_else(|| {
             Termination::dropped(self.stage, self.cx.shared.drained.load(Ordering::Acquire))
         });
         let duration = self.started.elapsed();
@@ -280,6 +285,7 @@ pub(super) fn tell_rejection(
         via: None,
         sni: None,
         alpn: Vec::new(),
+        ja4: None,
         protocol: None,
         route: None,
         action: Action::Reject.as_str(),
@@ -307,6 +313,9 @@ struct Line<'a> {
     via: Option<SocketAddr>,
     sni: Option<&'a str>,
     alpn: Vec<String>,
+    /// Only where the configuration asks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ja4: Option<&'a str>,
     protocol: Option<&'static str>,
     route: Option<&'a str>,
     action: &'static str,

@@ -34,9 +34,10 @@ impl TestCase {
     /// The connection that the test stands for.
     pub fn preface(&self) -> Preface {
         match &self.input {
-            TestInput::Hello { sni, alpn } => Preface::Tls(Box::new(ClientHello {
+            TestInput::Hello { sni, alpn, ja4 } => Preface::Tls(Box::new(ClientHello {
                 server_name: sni.clone(),
                 alpn: Alpn::from_names(alpn.iter().map(AsRef::as_ref)),
+                ja4: ja4.clone().map(Box::new),
                 records: 1,
                 ..ClientHello::default()
             })),

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config::Config;
-use crate::peek::{Alpn, ClientHello};
+use crate::peek::{Alpn, ClientHello, Ja4};
 
 fn table(routes: &str) -> RouteTable {
     let text = format!(
@@ -23,6 +23,13 @@ fn tls(sni: &str, alpn: &[&str]) -> Preface {
     let server_name = (!sni.is_empty()).then(|| ServerName::parse(sni.as_bytes()).unwrap());
     let alpn = Alpn::from_names(alpn.iter().map(|name| name.as_bytes()));
     Preface::Tls(Box::new(ClientHello { server_name, alpn, ..ClientHello::default() }))
+}
+
+/// The same with this fingerprint.
+fn with_ja4(preface: Preface, ja4: &str) -> Preface {
+    let Preface::Tls(mut hello) = preface else { panic!("no hello") };
+    hello.ja4 = Some(Box::new(Ja4::parse(ja4).unwrap()));
+    Preface::Tls(hello)
 }
 
 fn find(table: &RouteTable, preface: &Preface, client: &str, listener: &str) -> String {
@@ -135,6 +142,45 @@ fn conditions_rank_listener_then_alpn_then_the_longest_network() {
     assert_eq!(find(&[], "::ffff:10.1.0.1", "a"), "narrow");
     assert_eq!(find(&["http/1.1", "h2"], "10.1.0.1", "a"), "h2");
     assert_eq!(find(&["h2"], "10.1.0.1", "b"), "b");
+}
+
+#[test]
+fn fingerprints_rank_behind_listeners_and_the_longest_pattern_wins() {
+    const CHROME: &str = "t13d1516h2_8daaf6152771_e5627efa2ab1";
+    let table = table(
+        &[
+            route("plain", "sni = \"app.test\""),
+            route("narrow", "sni = \"app.test\"\nfrom = \"10.1.0.0/16\""),
+            route("h2", "sni = \"app.test\"\nalpn = \"h2\""),
+            route("t13", "sni = \"app.test\"\nja4 = [\"t13*\", \"t12i*\"]"),
+            route("t13d", "sni = \"app.test\"\nja4 = \"t13d1516*\""),
+            route("chrome", &format!("sni = \"app.test\"\nja4 = \"{CHROME}\"")),
+            route("b", "sni = \"app.test\"\nlistener = \"b\""),
+            route("any", "ja4 = \"t*\""),
+        ]
+        .concat(),
+    );
+    assert!(table.wants_ja4());
+    let find = |ja4: &str, listener: &str| {
+        find(&table, &with_ja4(tls("app.test", &["h2"]), ja4), "10.1.0.1", listener)
+    };
+    assert_eq!(find(CHROME, "a"), "chrome");
+    assert_eq!(find(CHROME, "b"), "b");
+    assert_eq!(find("t13d1516h2_8daaf6152771_e5627efa2ab2", "a"), "t13d");
+    assert_eq!(find("t13d1517h2_8daaf6152771_e5627efa2ab1", "a"), "t13");
+    assert_eq!(find("t12d1516h2_8daaf6152771_e5627efa2ab1", "a"), "h2");
+    let by_name = |preface: Preface| self::find(&table, &preface, "192.0.2.1", "a");
+    assert_eq!(by_name(tls("app.test", &[])), "plain", "a hello whose fingerprint is not known matches none");
+    assert_eq!(by_name(with_ja4(tls("other.test", &[]), CHROME)), "any");
+    assert_eq!(by_name(tls("other.test", &[])), "unknown_sni");
+    let shown: Vec<_> =
+        table.precedence().into_iter().map(|(_, route)| route.config.name.to_string()).collect();
+    assert_eq!(shown[..7], ["b", "chrome", "t13d", "t13", "h2", "narrow", "plain"]);
+}
+
+#[test]
+fn no_fingerprint_is_wanted_that_no_route_looks_at() {
+    assert!(!table(&route("app", "sni = \"app.test\"")).wants_ja4());
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod faults_names;
 mod faults_slow;
 mod guard;
 mod hello_splits;
+mod ja4;
 mod lifecycle;
 mod network;
 mod observe;

@@ -86,12 +86,13 @@ fn test_input(table: &At<Test>, out: &mut Output) -> Option<TestInput> {
 }
 
 fn hello_input(hello: &Hello) -> Option<TestInput> {
-    if hello.sni.is_bad() || hello.alpn.is_bad() {
+    if hello.sni.is_bad() || hello.alpn.is_bad() || hello.ja4.is_bad() {
         return None;
     }
     Some(TestInput::Hello {
         sni: hello.sni.given().map(|at| at.value.clone()),
         alpn: hello.alpn.values().iter().map(|at| at.value.0.clone()).collect(),
+        ja4: hello.ja4.given().map(|at| at.value.clone()),
     })
 }
 

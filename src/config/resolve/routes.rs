@@ -69,10 +69,16 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     let keys = keys(table, out);
     let listeners = listener_names(route, context, out);
     out.check_repeated(route.alpn.values(), alpn_text);
+    out.check_repeated(route.ja4.values(), ToString::to_string);
     out.check_repeated(route.from.values(), ToString::to_string);
     let targets = targets(table, keys.as_deref(), context, out);
-    let bad = route.name.is_bad() || route.alpn.is_bad() || route.from.is_bad() || route.timeouts.is_bad();
-    let bad = bad || route.proxy_protocol.is_bad() || route.transparent.is_bad();
+    let bad = route.name.is_bad()
+        || route.alpn.is_bad()
+        || route.ja4.is_bad()
+        || route.from.is_bad()
+        || route.timeouts.is_bad()
+        || route.proxy_protocol.is_bad()
+        || route.transparent.is_bad();
     let (keys, listeners, target) = (keys?, listeners?, targets?);
     if bad {
         return None;
@@ -90,6 +96,7 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     let conditions = Conditions {
         listeners,
         alpn: alpn.given().map(|at| at.value.0.iter().map(|alpn| alpn.value.0.clone()).collect()),
+        ja4: route.ja4.given().map(|at| at.value.0.iter().map(|ja4| ja4.value.clone()).collect()),
         from: route.from.given().map(|at| at.value.0.iter().map(|net| net.value).collect()),
     };
     let (keys, places) = keys.into_iter().unzip();
@@ -115,7 +122,7 @@ fn keys(table: &At<Route>, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
     if !route.protocol.is_absent() {
         return protocol_keys(route, out);
     }
-    match route.alpn.place() {
+    match route.alpn.place().or(route.ja4.place()) {
         Some(place) => Some(any_hello(place).into()),
         None => {
             let message = "the route says nothing about what it matches";
@@ -159,9 +166,11 @@ fn protocol_keys(route: &Route, out: &mut Output) -> Option<Vec<(RouteKey, Place
         return None;
     }
     let not_tls = words.iter().find(|at| at.value != ProtocolWord::Is(Protocol::Tls));
-    if let (Some(other), Some(alpn)) = (not_tls, route.alpn.place()) {
-        let message = format!("`alpn` is part of TLS, and `protocol` is `{}`", other.value);
-        let error = ConfigError::new(ErrorKind::Conflict, message).at(alpn);
+    let of_tls = [("alpn", route.alpn.place()), ("ja4", route.ja4.place())];
+    let of_tls = of_tls.into_iter().find_map(|(key, place)| Some((key, place?)));
+    if let (Some(other), Some((key, place))) = (not_tls, of_tls) {
+        let message = format!("`{key}` is part of TLS, and `protocol` is `{}`", other.value);
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
         out.report(
             error.also(&other.place, "`protocol` is here").hint("write `protocol = \"tls\"` or leave it out"),
         );
@@ -337,6 +346,7 @@ fn note_match(name: &str, route: &Route, out: &mut Output) {
     note("sni", strings(route.sni.values().iter().map(|at| &at.value)), route.sni.place());
     note("protocol", strings(route.protocol.values().iter().map(|at| at.value)), route.protocol.place());
     note("alpn", strings(route.alpn.values().iter().map(|at| alpn_text(&at.value))), route.alpn.place());
+    note("ja4", strings(route.ja4.values().iter().map(|at| &at.value)), route.ja4.place());
     note("from", strings(route.from.values().iter().map(|at| at.value)), route.from.place());
     let listeners = route.listener.values().iter().map(|at| &at.value.0);
     note("listener", strings(listeners), route.listener.place());

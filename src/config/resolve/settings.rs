@@ -307,5 +307,8 @@ fn access_log(input: &Input, out: &mut Output) -> AccessLogConfig {
         LogFormat::Logfmt => "logfmt",
     };
     out.note("access_log.format", string(text), format.map(|at| &at.place));
-    AccessLogConfig { to, format: value }
+    let ja4 = inner(at, |table| &table.ja4);
+    let tells = ja4.is_some_and(|at| at.value);
+    out.note("access_log.ja4", tells.to_string(), ja4.map(|at| &at.place));
+    AccessLogConfig { to, format: value, ja4: tells }
 }
