@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
 use crate::peek::{Ja4, Protocol, ServerName};
 
+mod account;
 mod decode;
 mod diff;
 mod error;
@@ -55,6 +56,8 @@ pub struct Config {
     pub max_hello_size: usize,
     /// Data-plane threads; `None` means one a core.
     pub workers: Option<usize>,
+    /// Whom the process becomes once its ports are bound.
+    pub identity: Identity,
     /// How backend names are resolved.
     pub dns: DnsConfig,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` means nowhere.
@@ -225,6 +228,28 @@ pub struct DnsConfig {
     pub min_ttl: Duration,
     /// Answers are kept at most this long, whatever their TTL.
     pub max_ttl: Duration,
+}
+
+/// Whom the process becomes once its ports are bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// Nothing is said: whoever it was started as.
+    Unsaid,
+    /// Whoever it was started as, on purpose (`user = "off"`).
+    Kept,
+    /// This user.
+    Account(Account),
+}
+
+/// A user with the one group that it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The user's name, or its number when it has none.
+    pub name: Arc<str>,
+    /// The user's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
 }
 
 /// The admin address.

@@ -25,6 +25,7 @@ use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
 use crate::net;
 use crate::route::{Mismatch, RouteTable, check_assertion};
+use crate::service;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
 use crate::upstream::{ResolveError, Resolver};
@@ -82,6 +83,9 @@ pub enum StartError {
     /// There is nothing to read again.
     #[error("the configuration is not from a file")]
     NoFile,
+    /// The user of the configuration cannot be become.
+    #[error("cannot become the user that the configuration names")]
+    Identity(#[source] io::Error),
     /// Names of backends cannot be resolved at all.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -133,6 +137,7 @@ impl StartError {
             | Self::Config(_)
             | Self::Inherit(_)
             | Self::NoFile
+            | Self::Identity(_)
             | Self::Resolve(_)
             | Self::Thread(_)
             | Self::Worker
@@ -164,6 +169,8 @@ impl Server {
             .map_or(1, NonZeroUsize::get);
         let mut inherited = Inherited::receive().map_err(StartError::Inherit)?;
         let sockets = listening::bind(&config, workers, &mut inherited)?;
+        // All that follows, reopened files included, is done by who the process stays.
+        service::take_on(&config.identity).map_err(StartError::Identity)?;
         let admin = config.admin.as_ref().map(|admin| {
             let socket = inherited.take_admin(&admin.bind);
             Admin::bind(admin, socket).map_err(|source| StartError::Admin(admin.bind.to_string(), source))

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::run::serve_with;
 use super::{Exit, complain, report};
-use crate::config::Config;
+use crate::config::{Config, Identity};
 use crate::drain::Hangup;
 use crate::server::Server;
 
@@ -72,6 +72,8 @@ impl Quickstart {
         };
         // Nobody's work depends on it.
         config.timeouts.drain = Duration::from_secs(1);
+        // Whoever tries it out need not be told about users.
+        config.identity = Identity::Kept;
         let exit = serve_with(Server::bind(config, None, None), Hangup::Ends, |bound| {
             if let Some((_, address)) = bound.addresses().next() {
                 // Nobody to read it is no reason to stop.

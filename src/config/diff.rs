@@ -5,8 +5,8 @@ use std::fmt;
 
 use super::Effective;
 
-/// Settings that a running process keeps until it is started anew: its threads, and where it is asked.
-const FIXED: [&str; 3] = ["workers", "admin", "admin.bind"];
+/// Settings that a running process keeps until it is started anew: its threads, its user, where it is asked.
+const FIXED: [&str; 5] = ["workers", "admin", "admin.bind", "user", "group"];
 
 /// A setting that is not what it was.
 #[derive(Clone, Debug, PartialEq, Eq)]

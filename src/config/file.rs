@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::account::{GroupEntry, UserEntry};
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
 use super::units::{ByteSize, Rate};
 use super::values::{
@@ -30,6 +31,10 @@ shape! {
         include: OneOrMany<String>,
         /// Data-plane threads; `"auto"` is one a core.
         workers: WordOr<Auto, Whole<1, 1024>>,
+        /// Whom to become once the ports are bound, when started as root: a name or number, or `"off"`.
+        user: WordOr<Off, UserEntry>,
+        /// Its group; by default the user's own.
+        group: GroupEntry,
         /// The largest ClientHello accepted, from 512B to 64KiB.
         max_hello_size: ByteSize,
         /// Deadlines and idle limits.

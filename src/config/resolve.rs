@@ -38,6 +38,7 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
         timeouts: settings.timeouts,
         max_hello_size: settings.max_hello_size,
         workers: settings.workers,
+        identity: settings.identity,
         dns: settings.dns,
         admin: settings.admin,
         access_log: settings.access_log,

@@ -301,6 +301,31 @@ fn routes_overlap_only_under_the_same_kinds_of_conditions() {
 }
 
 #[test]
+fn users_and_groups_by_name_and_number() {
+    let identity = |keys: &str| parse(&format!("{keys}\n{HEAD}")).unwrap().identity;
+    let account = |name: &str, uid, gid| Identity::Account(Account { name: name.into(), uid, gid });
+    assert_eq!(identity(""), Identity::Unsaid);
+    assert_eq!(identity("user = \"off\""), Identity::Kept);
+    assert_eq!(identity("user = \"root\""), account("root", 0, 0));
+    assert_eq!(identity("user = 0"), account("root", 0, 0));
+    assert_eq!(identity("user = \"4000000001\"\ngroup = 7"), account("4000000001", 4_000_000_001, 7));
+    assert_eq!(identity("user = 4000000001\ngroup = \"root\""), account("4000000001", 4_000_000_001, 0));
+    for (keys, kind, told) in [
+        ("user = \"no-such-user\"", "bad-value", "there is no user `no-such-user`"),
+        ("user = \"root\"\ngroup = \"no-such-group\"", "bad-value", "there is no group `no-such-group`"),
+        ("user = 4000000001", "missing-key", "user 4000000001 has no entry on this machine"),
+        ("group = \"root\"", "conflict", "`group` needs a `user`"),
+        ("user = \"off\"\ngroup = \"root\"", "conflict", "`group` needs a `user`"),
+        ("user = -1", "wrong-type", "the name or number of a user"),
+        ("group = []\nuser = 0", "wrong-type", "the name or number of a group"),
+    ] {
+        let errors = parse(&format!("{keys}\n{HEAD}")).unwrap_err();
+        assert_eq!(kinds(&errors), [kind], "{keys}: {errors}");
+        assert!(errors.to_string().contains(told), "{keys}: {errors}");
+    }
+}
+
+#[test]
 fn a_backend_that_is_the_proxy_itself_is_an_error() {
     let check = |listen: &str, to: &str| {
         let text = format!("listen = \"{listen}\"\n[[route]]\nsni = \"a.test\"\nto = \"{to}\"\n");

@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 10] = [
     &["net"],
     &["peek"],
     &["config"],
-    &["guard", "route", "upstream", "tls", "telemetry"],
+    &["guard", "route", "upstream", "tls", "telemetry", "service"],
     &["snapshot"],
     &["conn"],
     &["drain"],

@@ -37,6 +37,7 @@ mod relay;
 mod relay_ends;
 mod reload;
 mod routes;
+mod service;
 mod soak;
 mod syscalls;
 mod transparent;

@@ -9,8 +9,8 @@ use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
 use super::super::{
-    AccessLogConfig, AdminAddr, AdminConfig, DnsConfig, Limits, ListenerConfig, LogFormat, LogTarget,
-    Policies, RateLimit, RejectWith, Timeouts,
+    AccessLogConfig, Account, AdminAddr, AdminConfig, DnsConfig, Identity, Limits, ListenerConfig, LogFormat,
+    LogTarget, Policies, RateLimit, RejectWith, Timeouts,
 };
 use super::{Input, Output, inner, listeners, string, strings};
 
@@ -38,6 +38,7 @@ pub(super) struct Settings {
     pub(super) timeouts: Timeouts,
     pub(super) max_hello_size: usize,
     pub(super) workers: Option<usize>,
+    pub(super) identity: Identity,
     pub(super) dns: DnsConfig,
     pub(super) admin: Option<AdminConfig>,
     pub(super) access_log: AccessLogConfig,
@@ -47,6 +48,7 @@ pub(super) struct Settings {
 pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Output) -> Settings {
     Settings {
         workers: workers(input, out),
+        identity: identity(input, out),
         max_hello_size: max_hello_size(input, out),
         timeouts: timeouts(input, out),
         limits: limits(input, out),
@@ -72,6 +74,37 @@ fn workers(input: &Input, out: &mut Output) -> Option<usize> {
     let workers = at.and_then(|at| at.value.0);
     out.note("workers", count(workers.map(|workers| workers.0), "auto"), at.map(|at| &at.place));
     workers.map(|workers| workers.0 as usize)
+}
+
+fn identity(input: &Input, out: &mut Output) -> Identity {
+    let at = input.once("user", |file| &file.user, out);
+    let group = input.once("group", |file| &file.group, out);
+    let user = at.and_then(|at| at.value.0.as_ref().map(|user| (user, &at.place)));
+    let name = user.map_or("off", |(user, _)| user.name.as_str());
+    out.note("user", string(name), at.map(|at| &at.place));
+    if let Some(group) = group {
+        out.note("group", string(&group.value.name), Some(&group.place));
+    }
+    let Some((user, place)) = user else {
+        let bad = input.files.iter().any(|file| file.user.is_bad());
+        if let Some(group) = group.filter(|_| !bad) {
+            let error = ConfigError::new(ErrorKind::Conflict, "`group` needs a `user`").at(&group.place);
+            out.report(error.hint("write `user = \"portcullis\"`, or remove `group`"));
+        }
+        return if at.is_some() { Identity::Kept } else { Identity::Unsaid };
+    };
+    let gid = group.map(|group| group.value.gid).or(user.gid);
+    if gid.is_none() && input.files.iter().all(|file| file.group.is_absent()) {
+        let message = format!("user {} has no entry on this machine, and so no group", user.uid);
+        let error = ConfigError::new(ErrorKind::MissingKey, message).at(place);
+        out.report(error.hint("add `group`, a name or a number"));
+    }
+    // Where there is no group an error has been reported.
+    Identity::Account(Account {
+        name: user.name.as_str().into(),
+        uid: user.uid,
+        gid: gid.unwrap_or(user.uid),
+    })
 }
 
 fn max_hello_size(input: &Input, out: &mut Output) -> usize {
