@@ -225,6 +225,8 @@ impl Program {
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).env(VARIABLE, "stdin").stdin(Stdio::from(far));
+        // It is for the new process to ping the supervisor (sd_watchdog_enabled(3)).
+        command.env_remove("WATCHDOG_PID");
         Ok((command.spawn()?, near))
     }
 }

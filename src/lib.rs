@@ -9,7 +9,7 @@
 //! - [`worker`] is one data-plane thread with its sockets.
 //! - [`conn`] is the life of a connection: accept, guard, peek, route, relay, one line in the log.
 //! - [`snapshot`] is one generation of the configuration at work.
-//! - [`service`] is whose rights the process keeps.
+//! - [`service`] is what a supervisor is told, and whose rights the process keeps.
 //! - [`guard`] refuses by address, [`route`] chooses, [`upstream`] connects, [`telemetry`] tells.
 //! - [`config`] is what the user wrote, resolved.
 //! - [`peek`] reads first bytes, [`net`] moves the others.

@@ -25,7 +25,7 @@ use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
 use crate::net;
 use crate::route::{Mismatch, RouteTable, check_assertion};
-use crate::service;
+use crate::service::{self, Heart};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
 use crate::upstream::{ResolveError, Resolver};
@@ -238,6 +238,8 @@ impl Bound {
         resolver.start(control.handle())?;
         let budget = Budget::new(&config.limits, workers, sockets.len());
         let (loads, inboxes) = Workers::new(workers);
+        let (pulses, hearts) = service::pulses(workers);
+        control.spawn(service::watch(pulses));
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             guard: ArcSwap::from_pointee(Guard::new(&config.limits, budget.connections)),
@@ -247,7 +249,7 @@ impl Bound {
             drained: AtomicBool::new(false),
             workers: loads,
         });
-        let (senders, configs) = worker_configs(inboxes, budget.pipes);
+        let (senders, configs) = worker_configs(inboxes.into_iter().zip(hearts), budget.pipes);
         let listening = Listening::new(senders, shared.draining.clone(), Arc::clone(&registry));
         let first = First {
             file,
@@ -270,14 +272,14 @@ impl Bound {
 
 /// What each worker is given, and where it finds its sockets.
 fn worker_configs(
-    inboxes: Vec<Inbox>,
+    each: impl Iterator<Item = (Inbox, Heart)>,
     pipes: usize,
 ) -> (Vec<UnboundedSender<WorkerSocket>>, Vec<WorkerConfig>) {
-    let config = |(id, inbox)| {
+    let config = |(id, (inbox, heart))| {
         let (sender, sockets) = unbounded_channel();
-        (sender, WorkerConfig { id, sockets, inbox, pipes })
+        (sender, WorkerConfig { id, sockets, inbox, heart, pipes })
     };
-    (0u16..).zip(inboxes).map(config).unzip()
+    (0u16..).zip(each).map(config).unzip()
 }
 
 /// What a server begins with.
@@ -315,6 +317,7 @@ fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Res
     live.listening.change(&serving.config, sockets);
     readiness.set_ready();
     info!(workers = workers.len(), connections = shared.guard.load().cap(), "ready");
+    service::ready(workers.len());
     // A predecessor that has gone meanwhile needs no word.
     let _ = inherited.tell_ready();
     drop(inherited);
@@ -323,6 +326,8 @@ fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Res
         // From here on the new process answers on this address, too.
         live.admin.iter().for_each(AdminSocket::hand_over);
         admin.iter().for_each(JoinHandle::abort);
+    } else {
+        service::stopping(shared.guard.load().open());
     }
     live.listening.close();
     let deadline = live.serving().load().config.timeouts.drain;

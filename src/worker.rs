@@ -20,6 +20,7 @@ use tracing::{debug, error};
 
 use crate::conn::{Address, Context, Inbox, Shared, accept_loop, take_over_loop};
 use crate::net::{Listener, Reactor};
+use crate::service::Heart;
 
 /// A listening socket for one worker.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub struct WorkerConfig {
     pub sockets: UnboundedReceiver<WorkerSocket>,
     /// Where it finds connections that others have accepted.
     pub inbox: Inbox,
+    /// What tells that its event loop turns.
+    pub heart: Heart,
     /// How many pipes it may have.
     pub pipes: usize,
 }
@@ -93,7 +96,7 @@ impl Worker {
 }
 
 fn work(
-    WorkerConfig { id, sockets, inbox, pipes }: WorkerConfig,
+    WorkerConfig { id, sockets, inbox, heart, pipes }: WorkerConfig,
     shared: Arc<Shared>,
     force: CancellationToken,
     started: &SyncSender<io::Result<()>>,
@@ -101,6 +104,7 @@ fn work(
     let reactor = Reactor::new()?;
     let cx = Rc::new(Context::new(shared, Rc::clone(&reactor), id, &inbox, pipes));
     let tasks = LocalSet::new();
+    tasks.spawn_local(heart.beat());
     let mut serving = tasks.spawn_local(serve(sockets, inbox, Rc::clone(&cx), force));
     // Whoever started this waits for it, or has given up.
     let _ = started.try_send(Ok(()));

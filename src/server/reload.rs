@@ -23,6 +23,7 @@ use crate::conn::Shared;
 use crate::control::{Generation, Kept, Outcome};
 use crate::guard::Guard;
 use crate::handover::{Program, Successor};
+use crate::service;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
 use crate::upstream::Resolver;
@@ -205,6 +206,7 @@ impl Live {
         match result {
             (pid, Ok(())) => {
                 info!(pid, "the new process serves");
+                pid.iter().for_each(|pid| service::replaced_by(*pid));
                 true
             }
             (pid, Err(error)) => {

@@ -1,7 +1,7 @@
 //! Integration tests: the built binary between real clients and real servers, seen from outside.
 //!
-//! Programs beside the binary are Debian packages (nginx-light, libnginx-mod-stream, haproxy, bind9, prometheus, curl, openssl, python3,
-//! util-linux, iproute2, nftables, ethtool); a missing one fails the test that needs it.
+//! Programs beside the binary are Debian packages (nginx-light, libnginx-mod-stream, haproxy, bind9, prometheus, curl,
+//! openssl, python3, strace, systemd, util-linux, iproute2, nftables, ethtool); a missing one fails the test that needs it.
 
 #![allow(
     clippy::unwrap_used,
