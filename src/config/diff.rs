@@ -89,6 +89,6 @@ mod tests {
         assert!(lines.contains(&"- route[a.test].to = \"10.0.0.1:1\"".to_owned()), "{lines:#?}");
         assert!(!lines.iter().any(|line| line.contains(" timeouts.")), "{lines:#?}");
         assert_eq!(diff(&new, &new), []);
-        assert_eq!(fixed(&new).len(), 2, "{:?}", fixed(&new));
+        assert_eq!(fixed(&new).len(), 3, "{:?}", fixed(&new));
     }
 }

@@ -9,8 +9,7 @@ use super::account::{GroupEntry, UserEntry};
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
 use super::units::{ByteSize, Rate};
 use super::values::{
-    AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol,
-    WordOr,
+    AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol, WordOr,
 };
 use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};

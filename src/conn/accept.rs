@@ -82,8 +82,7 @@ async fn admit(accepted: AcceptedSocket, listener: Arc<ListenerContext>, cx: &Rc
             // The client's deadlines begin now: that it had to wait is not its fault.
             let at = Instant::now();
             let live = cx.begin();
-            let admitted =
-                Admitted { socket, client: peer, named_later, waited, at, listener, permit, live };
+            let admitted = Admitted { socket, client: peer, named_later, waited, at, listener, permit, live };
             begin(admitted, cx);
         }
         Err(rejection) => {
