@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use tracing::debug;
+
 use super::context::{Context, ListenerContext};
 use super::peek::{Limits, PeekError, read_more};
 use super::record::ConnRecord;
@@ -111,8 +113,15 @@ pub(super) async fn turn_away(
             listener.metrics.hello_failed(&error);
             return Termination::from(HeaderError::Read(error));
         }
-        HeaderError::Refused(_) => Refusal::Reset,
-        HeaderError::Timeout | HeaderError::Header(_) => Refusal::Close,
+        HeaderError::Refused(_) => {
+            record.limited();
+            Refusal::Reset
+        }
+        HeaderError::Header(error) => {
+            debug!(proxy = %record.client(), %error, "a trusted proxy did not send a PROXY header");
+            Refusal::Close
+        }
+        HeaderError::Timeout => Refusal::Close,
     };
     record.refused();
     listener.metrics.rejected(Some(error.reason()));

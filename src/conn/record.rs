@@ -41,6 +41,8 @@ pub(super) struct ConnRecord {
     traffic: Option<Arc<Traffic>>,
     connect: Connect,
     counts: Counts,
+    /// Whether the log tells of it.
+    told: bool,
     /// In a box, for the short time from the end on: its room would be held as long as the connection lasts.
     end: Option<Box<Termination>>,
 }
@@ -87,6 +89,7 @@ impl ConnRecord {
             traffic: None,
             connect: Connect::default(),
             counts: Counts::default(),
+            told: true,
             end: None,
         }
     }
@@ -142,6 +145,11 @@ impl ConnRecord {
     /// It is refused without a route.
     pub(super) fn refused(&mut self) {
         self.action = Action::Reject;
+    }
+
+    /// It is one of many that are refused by a limit: it is told of like those at accept, of which some are.
+    pub(super) fn limited(&mut self) {
+        self.told = self.cx.tells_rejection(Timestamp::now().as_second().unsigned_abs());
     }
 
     pub(super) fn connecting(&mut self) {
@@ -231,7 +239,7 @@ impl Drop for ConnRecord {
             }
         }
         let access_log = self.cx.shared.access_log.load();
-        if let Some(format) = access_log.format() {
+        if let Some(format) = access_log.format().filter(|_| self.told) {
             access_log.write(self.line(end, duration).render(format));
         }
     }

@@ -243,6 +243,29 @@ fn nobody_else_is_believed_nor_reaches_a_route_with_a_header() {
 }
 
 #[test]
+fn each_listener_trusts_its_own() {
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&format!(
+        "[[listener]]\nname = 'behind'\nbind = '127.0.0.1:0'\nproxy_protocol = ['127.0.1.0/24', '10.0.0.0/8']\n\
+         [[listener]]\nname = 'open'\nbind = '127.0.0.1:0'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+    ));
+    let (behind, open, hello) = (proxy.listener("behind"), proxy.listener("open"), to("a.test"));
+    let with = line_and(&hello);
+    for (source, addr, bytes, expected) in [
+        (TRUSTED, behind, &with, true),
+        (TRUSTED, behind, &hello, false),
+        (TRUSTED, open, &hello, true),
+        (TRUSTED, open, &with, false),
+        (OTHER, behind, &hello, true),
+        (OTHER, behind, &with, false),
+    ] {
+        let got = probe_from(source, addr, bytes);
+        assert_eq!(got == served("a"), expected, "{source} at {addr}: {got:?}");
+        assert!(expected || matches!(got, Outcome::Closed | Outcome::Reset), "{got:?}");
+    }
+}
+
+#[test]
 fn limits_and_lists_are_for_the_client_and_not_for_the_proxy() {
     let backend = Backend::tagged("a");
     let top = "connection_limit = { per_ip = 2, before_hello = 2 }\nallow = ['192.0.2.0/24', '198.51.100.7']\n\
@@ -276,6 +299,29 @@ fn limits_and_lists_are_for_the_client_and_not_for_the_proxy() {
     until("its places to be free", SOON, || (of("192.0.2.1").1 == served("a")).then_some(()));
     // A proxy that speaks for itself is a client like others to the lists.
     assert_eq!(from_trusted(&proxy, &[b"PROXY UNKNOWN\r\n", hello.as_slice()].concat()), Outcome::Reset);
+    proxy.assert_sound();
+}
+
+#[test]
+fn of_a_flood_of_refused_clients_all_are_counted_and_some_told() {
+    const FLOOD: usize = 1500;
+    let backend = Backend::tagged("a");
+    let mut proxy = proxy_with("deny = '192.0.2.0/24'", "", &backend);
+    let (took, ()) = timed(|| {
+        in_parallel(16, FLOOD, |_| {
+            assert_eq!(from_trusted(&proxy, &line("192.0.2.1")), Outcome::Reset);
+        });
+    });
+    proxy.wait_metric("portcullis_connections_rejected_total", &[("reason", "acl")], FLOOD as f64);
+    // The log is written in order: what is told of this one comes after all others.
+    let stream = connect_from(OTHER, proxy.addr());
+    let last = stream.local_addr().unwrap();
+    drop(stream);
+    proxy.access_line_of(last);
+    let told = proxy.access_log().iter().filter(|line| line["reason"] == "acl").count();
+    // A hundred a second for each of two workers, in the seconds that it touched.
+    let most = 200 * (took.as_secs() as usize + 2);
+    assert!(told > 0 && told <= most, "{told} of {FLOOD} in {took:?}");
     proxy.assert_sound();
 }
 
@@ -428,6 +474,21 @@ fn a_backend_is_told_of_the_client_in_front_of_its_bytes() {
         let line = direct.access_line("the direct one", |line| line["cause"] == "done");
         assert_eq!(line["bytes_in"], hello.len(), "the header is not the client's");
     }
+}
+
+#[test]
+fn header_and_hello_reach_the_backend_in_one_piece() {
+    let (pieces, received) = std::sync::mpsc::channel();
+    let backend = Backend::new(move |mut stream| {
+        let mut piece = vec![0; 65536];
+        let len = stream.read(&mut piece).unwrap();
+        pieces.send(piece[..len].to_vec()).unwrap();
+        let _ = stream.write_all(b"tag:a\n");
+    });
+    let proxy = proxy_with("", "proxy_protocol = 'v1'", &backend);
+    let hello = real(Some("a.test"), &[], Keys::PostQuantum);
+    assert_eq!(from_trusted(&proxy, &line_and(&hello)), served("a"));
+    assert!(received.recv_timeout(SOON).unwrap() == line_and(&hello));
 }
 
 #[test]
