@@ -98,6 +98,11 @@ impl ConnRecord {
         self.client
     }
 
+    /// Who is at the other end of the client's socket: the client, or the proxy that named it.
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.via.as_deref().copied().unwrap_or(self.client)
+    }
+
     /// A header is awaited that names the client.
     pub(super) fn awaits_header(&mut self) {
         self.stage = Stage::Proxy;

@@ -66,7 +66,7 @@ pub(super) async fn refuse(
         }
         Refusal::Close => {}
         Refusal::Reset => reset_on_close(&stream),
-        Refusal::Drop => hide_close(&stream, record.client()),
+        Refusal::Drop => hide_close(&stream, record.peer()),
     }
 }
 

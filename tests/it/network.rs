@@ -473,7 +473,8 @@ fn nothing_of_a_dropped_connection_travels_beyond_the_first_router() {
             Proxy::start(&format!(
                 "listen = '{FRONT}:0'\n[[route]]\nsni = 'drop.test'\nreject = 'drop'\n\
                  [[route]]\nsni = 'alert.test'\nreject = 'alert'\n\
-                 [[route]]\nsni = 'reset.test'\nreject = 'reset'\n"
+                 [[route]]\nsni = 'reset.test'\nreject = 'reset'\n\
+                 [[listener]]\nname = 'behind'\nbind = '{FRONT}:0'\nproxy_protocol = '{far}'\n"
             ))
         });
         let addr = proxy.addr();
@@ -484,15 +485,25 @@ fn nothing_of_a_dropped_connection_travels_beyond_the_first_router() {
         assert!(ends >= 2, "{ends} FIN and RST counted");
         let data = client.counted("data");
 
-        let mut stream = client.run(|| connect(addr));
-        stream.write_all(&to("drop.test")).unwrap();
-        let line = proxy.access_line_of(stream.local_addr().unwrap());
-        assert_eq!((&line["reason"], &line["stage"]), (&"rejected".into(), &"route".into()));
-        wait_for("the socket to be given back", || proxy.process.sockets() <= sockets);
-        // As long as several retransmissions of a hello without an answer would take.
-        let reply = read_to_end(&mut stream, Duration::from_secs(2));
-        assert_eq!((reply.bytes.as_slice(), reply.end), (b"".as_slice(), End::Open));
-        assert_eq!((client.counted("ends"), client.counted("data")), (ends, data));
+        let mut open = Vec::new();
+        // By whatever address a proxy names its client, the packets are for the proxy.
+        let named = [b"PROXY TCP6 2001:db8::1 2001:db8::2 1025 443\r\n", to("drop.test").as_slice()].concat();
+        for (addr, key, bytes) in
+            [(addr, "client", to("drop.test")), (proxy.listener("behind"), "via", named)]
+        {
+            let mut stream = client.run(|| connect(addr));
+            stream.write_all(&bytes).unwrap();
+            let own = stream.local_addr().unwrap().to_string();
+            let line = proxy.access_line("ours", |line| line[key] == own);
+            assert_eq!((&line["reason"], &line["stage"]), (&"rejected".into(), &"route".into()));
+            wait_for("the socket to be given back", || proxy.process.sockets() <= sockets);
+            // As long as several retransmissions of a hello without an answer would take.
+            let reply = read_to_end(&mut stream, Duration::from_secs(2));
+            assert_eq!((reply.bytes.as_slice(), reply.end), (b"".as_slice(), End::Open));
+            assert_eq!((client.counted("ends"), client.counted("data")), (ends, data));
+            // Its FIN would be answered with a reset, as by any host that knows nothing of a connection.
+            open.push(stream);
+        }
         proxy.assert_sound();
     });
 }
