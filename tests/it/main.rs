@@ -32,6 +32,7 @@ mod network;
 mod observe;
 mod passthrough;
 mod pipe_memory;
+mod proxy_headers_out;
 mod proxy_protocol;
 mod relay;
 mod relay_ends;
