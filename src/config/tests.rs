@@ -434,6 +434,8 @@ fn transparent_routes_tell_where_they_say_so() {
     ] {
         assert_eq!(parse(&format!("{listeners}{route}")).is_ok(), valid, "{listeners}");
     }
+    let bad = "listen = \"0.0.0.0:443\"\n[[listener]]\nname = \"b\"\nbind = \"nonsense\"\n";
+    assert_eq!(kinds(&parse(&format!("{bad}{route}")).unwrap_err()), ["bad-address"]);
 }
 
 #[test]

@@ -308,7 +308,9 @@ fn passthrough(
     let version = proxy_protocol.and_then(|at| at.value.0);
     let text = version.map_or_else(|| string("off"), string);
     out.note(format!("route[{name}].proxy_protocol"), text, proxy_protocol.map(|at| &at.place));
-    let transparent = transparent::resolve(name, to, route, context.listeners, out);
+    // Of listeners that are not all known nothing may be concluded.
+    let listeners = if context.complete { context.listeners } else { &[] };
+    let transparent = transparent::resolve(name, to, route, listeners, out);
     let table = route.timeouts.given().map(|at| &at.value);
     let [connect, idle, half_closed] = &context.origins;
     let mut one =
