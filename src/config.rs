@@ -58,6 +58,8 @@ pub struct Config {
     pub workers: Option<usize>,
     /// Whom the process becomes once its ports are bound.
     pub identity: Identity,
+    /// What the process gives up beside that.
+    pub sandbox: Sandbox,
     /// How backend names are resolved.
     pub dns: DnsConfig,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` means nowhere.
@@ -239,6 +241,15 @@ pub enum Identity {
     Kept,
     /// This user.
     Account(Account),
+}
+
+/// What the process gives up of the file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Nothing.
+    Off,
+    /// All that it does not need (Landlock), as far as the kernel can.
+    Landlock,
 }
 
 /// A user with the one group that it has.

@@ -171,6 +171,7 @@ impl Server {
         let sockets = listening::bind(&config, workers, &mut inherited)?;
         // All that follows, reopened files included, is done by who the process stays.
         service::take_on(&config.identity).map_err(StartError::Identity)?;
+        service::enter(&config);
         let admin = config.admin.as_ref().map(|admin| {
             let socket = inherited.take_admin(&admin.bind);
             Admin::bind(admin, socket).map_err(|source| StartError::Admin(admin.bind.to_string(), source))

@@ -1,4 +1,5 @@
-//! Running as a service: what the supervisor is told (sd_notify(3)), and whose rights the process keeps.
+//! Running as a service: what the supervisor is told (sd_notify(3)), whose rights the process keeps, and what
+//! of the file system.
 
 use std::time::Duration;
 
@@ -8,9 +9,11 @@ use tracing::{debug, warn};
 
 mod identity;
 mod pulse;
+mod sandbox;
 
 pub use identity::take_on;
 pub use pulse::{Heart, Pulse, pulses};
+pub use sandbox::enter;
 
 /// Pings an interval that the supervisor allows: one may come late, and still be in time.
 const PINGS: u32 = 3;

@@ -6,7 +6,7 @@ use std::fmt;
 use super::Effective;
 
 /// Settings that a running process keeps until it is started anew: its threads, its user, where it is asked.
-const FIXED: [&str; 5] = ["workers", "admin", "admin.bind", "user", "group"];
+const FIXED: [&str; 6] = ["workers", "admin", "admin.bind", "user", "group", "sandbox"];
 
 /// A setting that is not what it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,6 @@ mod tests {
         assert!(lines.contains(&"- route[a.test].to = \"10.0.0.1:1\"".to_owned()), "{lines:#?}");
         assert!(!lines.iter().any(|line| line.contains(" timeouts.")), "{lines:#?}");
         assert_eq!(diff(&new, &new), []);
-        assert_eq!(fixed(&new).len(), 3, "{:?}", fixed(&new));
+        assert_eq!(fixed(&new).len(), 4, "{:?}", fixed(&new));
     }
 }

@@ -11,7 +11,7 @@ use super::units::{ByteSize, Rate};
 use super::values::{
     AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol, WordOr,
 };
-use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith};
+use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
 use crate::peek::{Ja4, ServerName};
 
@@ -34,6 +34,8 @@ shape! {
         user: WordOr<Off, UserEntry>,
         /// Its group; by default the user's own.
         group: GroupEntry,
+        /// `landlock` to give up all of the file system but the configuration and the logs; by default `off`.
+        sandbox: Sandbox,
         /// The largest ClientHello accepted, from 512B to 64KiB.
         max_hello_size: ByteSize,
         /// Deadlines and idle limits.

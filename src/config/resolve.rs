@@ -39,6 +39,7 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
         max_hello_size: settings.max_hello_size,
         workers: settings.workers,
         identity: settings.identity,
+        sandbox: settings.sandbox,
         dns: settings.dns,
         admin: settings.admin,
         access_log: settings.access_log,

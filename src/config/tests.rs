@@ -301,7 +301,7 @@ fn routes_overlap_only_under_the_same_kinds_of_conditions() {
 }
 
 #[test]
-fn users_and_groups_by_name_and_number() {
+fn users_and_groups_by_name_and_number_and_the_sandbox() {
     let identity = |keys: &str| parse(&format!("{keys}\n{HEAD}")).unwrap().identity;
     let account = |name: &str, uid, gid| Identity::Account(Account { name: name.into(), uid, gid });
     assert_eq!(identity(""), Identity::Unsaid);
@@ -310,7 +310,11 @@ fn users_and_groups_by_name_and_number() {
     assert_eq!(identity("user = 0"), account("root", 0, 0));
     assert_eq!(identity("user = \"4000000001\"\ngroup = 7"), account("4000000001", 4_000_000_001, 7));
     assert_eq!(identity("user = 4000000001\ngroup = \"root\""), account("4000000001", 4_000_000_001, 0));
+    assert_eq!(parse(&format!("sandbox = \"landlock\"\n{HEAD}")).unwrap().sandbox, Sandbox::Landlock);
+    assert_eq!(parse(HEAD).unwrap().sandbox, Sandbox::Off);
     for (keys, kind, told) in [
+        ("sandbox = \"seccomp\"", "bad-value", "`seccomp` is not one of `off` and `landlock`"),
+        ("sandbox = true", "wrong-type", "\"landlock\" or \"off\""),
         ("user = \"no-such-user\"", "bad-value", "there is no user `no-such-user`"),
         ("user = \"root\"\ngroup = \"no-such-group\"", "bad-value", "there is no group `no-such-group`"),
         ("user = 4000000001", "missing-key", "user 4000000001 has no entry on this machine"),

@@ -15,7 +15,7 @@ use super::error::ErrorKind;
 use super::schema::words;
 use super::source::Place;
 use super::{
-    AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith,
+    AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith, Sandbox,
 };
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
 use crate::peek::{Ja4, Ja4Error, NameError, Protocol, ServerName};
@@ -49,6 +49,8 @@ const ACTIONS: [(&str, ExpectedAction); 2] =
 const PROXY_VERSIONS: [(&str, ProxyVersion); 2] = [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
 
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
+
+const SANDBOXES: [(&str, Sandbox); 2] = [("off", Sandbox::Off), ("landlock", Sandbox::Landlock)];
 
 /// A keyword that stands for the absence of a value.
 pub(super) trait Keyword {
@@ -168,6 +170,7 @@ word_value!(RejectWith, "\"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
 word_value!(ProtocolWord, "the name of a protocol", PROTOCOLS);
 word_value!(TestProtocol, "the name of a protocol", TEST_PROTOCOLS);
 word_value!(ExpectedAction, "\"passthrough\" or \"reject\"", ACTIONS);
+word_value!(Sandbox, "\"landlock\" or \"off\"", SANDBOXES);
 word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);
 word_value!(ProxyVersion, "\"v1\" or \"v2\"", PROXY_VERSIONS);
 

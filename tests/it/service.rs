@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::support::backend::Backend;
+use crate::support::backend::{Backend, UnixBackend};
 use crate::support::client::{exchange, held, loopback, probe, served};
 use crate::support::hello::to;
 use crate::support::process::{Process, finish};
@@ -247,6 +247,52 @@ fn root_is_given_up_once_the_ports_are_bound() {
             assert_eq!(finish(&mut command, "curl", "").stdout, "ready\n");
         });
     });
+}
+
+#[test]
+fn in_the_sandbox_all_that_is_configured_works() {
+    let (dir, backend) = (tempfile::tempdir().unwrap(), Backend::tagged("a"));
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let local = UnixBackend::tagged(&dir.path().join("backend.sock"), "local");
+    let config = format!(
+        "listen = '127.0.0.1:0'\nsandbox = 'landlock'\nadmin = 'unix:{}'\naccess_log = '{}'\n\
+         [[route]]\nsni = 'a.test'\nto = 'localhost:{}'\n[[route]]\nsni = 'b.test'\nto = '{}'\n",
+        file("admin.sock"),
+        file("access.log"),
+        backend.addr().port(),
+        local.to()
+    );
+    let mut proxy = Proxy::start(&config);
+    assert_eq!(proxy.logged("in the sandbox (Landlock)").len(), 1, "{:?}", proxy.process.stderr.all());
+    // Its threads can gain no rights any more, which the sandbox takes; those of the process log and of the allocator
+    // were there before.
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.process.id())).unwrap();
+    let before = tasks.map(|task| task.unwrap().path()).filter(|task| {
+        let status = std::fs::read_to_string(task.join("status")).unwrap();
+        assert!(status.contains("NoNewPrivs:"), "{status}");
+        status.contains("NoNewPrivs:\t0")
+    });
+    let before: BTreeSet<String> =
+        before.map(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim().to_owned()).collect();
+    let known = BTreeSet::from(["log".to_owned(), "jemalloc_bg_thd".to_owned()]);
+    assert!(before.contains("log") && before.is_subset(&known), "{before:?}");
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    assert_eq!(probe(proxy.addr(), &to("b.test")), served("local"));
+    let ask = |path: &str| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--unix-socket", &file("admin.sock"), &format!("http://admin.test{path}")]);
+        finish(&mut command, "curl", "").stdout
+    };
+    assert_eq!(ask("/readyz"), "ready\n");
+    for figure in ["process_open_fds ", "process_resident_memory_bytes ", "process_cpu_seconds_total "] {
+        assert!(ask("/metrics").contains(figure), "{figure}");
+    }
+    wait_for("two lines in the log", || {
+        std::fs::read_to_string(file("access.log")).is_ok_and(|text| text.lines().count() == 2)
+    });
+    proxy.process.signal(Signal::TERM);
+    assert!(proxy.process.wait(SOON).success());
+    assert!(!Path::new(&file("admin.sock")).exists(), "removed at the end");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
 use super::super::{
     AccessLogConfig, Account, AdminAddr, AdminConfig, DnsConfig, Identity, Limits, ListenerConfig, LogFormat,
-    LogTarget, Policies, RateLimit, RejectWith, Timeouts,
+    LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
 };
 use super::{Input, Output, inner, listeners, string, strings};
 
@@ -39,6 +39,7 @@ pub(super) struct Settings {
     pub(super) max_hello_size: usize,
     pub(super) workers: Option<usize>,
     pub(super) identity: Identity,
+    pub(super) sandbox: Sandbox,
     pub(super) dns: DnsConfig,
     pub(super) admin: Option<AdminConfig>,
     pub(super) access_log: AccessLogConfig,
@@ -49,6 +50,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
     Settings {
         workers: workers(input, out),
         identity: identity(input, out),
+        sandbox: sandbox(input, out),
         max_hello_size: max_hello_size(input, out),
         timeouts: timeouts(input, out),
         limits: limits(input, out),
@@ -105,6 +107,17 @@ fn identity(input: &Input, out: &mut Output) -> Identity {
         uid: user.uid,
         gid: gid.unwrap_or(user.uid),
     })
+}
+
+fn sandbox(input: &Input, out: &mut Output) -> Sandbox {
+    let at = input.once("sandbox", |file| &file.sandbox, out);
+    let value = at.map_or(Sandbox::Off, |at| at.value);
+    let word = match value {
+        Sandbox::Off => "off",
+        Sandbox::Landlock => "landlock",
+    };
+    out.note("sandbox", string(word), at.map(|at| &at.place));
+    value
 }
 
 fn max_hello_size(input: &Input, out: &mut Output) -> usize {
