@@ -23,6 +23,7 @@ use rustix::net::{
     sockopt,
 };
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::config::AdminAddr;
 use crate::net::ListenAddr;
@@ -132,8 +133,7 @@ impl Inherited {
         let mut inherited = Self::default();
         for index in 0..given.len() {
             if let Ok(Some(socket)) = given.take_tcp_listener(index) {
-                if let Ok(address) = socket.local_addr() {
-                    let address = ListenAddr::bound(address);
+                if let Ok(address) = ListenAddr::of(&socket) {
                     inherited.listening.entry(Slot { address, nth: 1 }).or_default().push(socket);
                 }
             } else if let Ok(Some(socket)) = given.take_unix_listener(index) {
@@ -146,12 +146,7 @@ impl Inherited {
 
     /// The sockets of an address.
     pub fn take(&mut self, slot: &Slot) -> Option<Vec<TcpListener>> {
-        let sockets = self.listening.remove(slot).or_else(|| {
-            // `:443` is written otherwise than what the kernel says of its socket.
-            let address = ListenAddr::bound(slot.address.socket());
-            self.listening.remove(&Slot { address, nth: slot.nth })
-        });
-        sockets.filter(|sockets| !sockets.is_empty())
+        self.listening.remove(slot).filter(|sockets| !sockets.is_empty())
     }
 
     /// Whether there is a socket of this port.
@@ -163,6 +158,13 @@ impl Inherited {
     /// The socket of the admin server when it is this address's.
     pub fn take_admin(&mut self, bind: &AdminAddr) -> Option<OwnedFd> {
         self.admin.take_if(|(address, _)| address == bind).map(|(_, socket)| socket)
+    }
+
+    /// Closes the sockets that no listener has, and says so.
+    pub fn close_others(&mut self) {
+        for (Slot { address, .. }, _) in self.listening.drain() {
+            warn!(%address, "a socket was handed over that no listener has; it is closed");
+        }
     }
 
     /// Tells the predecessor, if there is one, that this process serves.

@@ -169,6 +169,7 @@ impl Server {
             .map_or(1, NonZeroUsize::get);
         let mut inherited = Inherited::receive().map_err(StartError::Inherit)?;
         let sockets = listening::bind(&config, workers, &mut inherited)?;
+        inherited.close_others();
         // All that follows, reopened files included, is done by who the process stays.
         service::take_on(&config.identity).map_err(StartError::Identity)?;
         service::enter(&config);

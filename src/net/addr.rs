@@ -1,9 +1,12 @@
 //! Addresses as types: what is listened on, what is connected to, and what a client counts as.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use socket2::SockRef;
 
 /// A TCP address to listen on, written `":443"`, `"10.0.0.1:443"` or `"[::1]:443"`.
 ///
@@ -74,9 +77,15 @@ impl ListenAddr {
         self.socket
     }
 
-    /// The address of a socket that is bound to exactly this one.
-    pub fn bound(socket: SocketAddr) -> Self {
-        Self { socket, dual_stack: false }
+    /// The address that a listening socket is bound to.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn of(socket: &TcpListener) -> io::Result<Self> {
+        let bound = socket.local_addr()?;
+        let dual_stack =
+            bound.is_ipv6() && bound.ip().is_unspecified() && !SockRef::from(socket).only_v6()?;
+        Ok(Self { socket: bound, dual_stack })
     }
 
     /// Whether the IPv6 socket takes IPv4 as well.

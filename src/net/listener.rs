@@ -36,13 +36,16 @@ pub fn bind(addr: ListenAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Sets up a listening socket that another process has bound.
+/// Makes a listening socket of another process like those of [`bind`].
 ///
 /// # Errors
 /// What the kernel says.
 pub fn adopt(socket: &TcpListener) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.set_nonblocking(true)?;
-    sockopt::listening(SockRef::from(socket))
+    // On a socket that listens already, this only sets how many may wait.
+    socket.listen(sockopt::BACKLOG.cast_signed())?;
+    sockopt::listening(socket)
 }
 
 /// A socket for `addr`, and the address to bind it to.

@@ -203,16 +203,26 @@ fn systemd_opens_the_sockets() {
     let backend = Backend::tagged("a");
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("portcullis.toml");
-    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    std::fs::write(&file, format!("listen = '{addr}'\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"))
-        .unwrap();
+    let [addr, other] = [(); 2].map(|()| SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())));
+    let text = format!("listen = ['{addr}', '127.0.0.1:0']\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n");
+    std::fs::write(&file, text).unwrap();
     let mut command = Command::new("systemd-socket-activate");
-    command.arg("--listen").arg(addr.to_string());
+    // The second is none of the configuration's.
+    command.args(["--listen", &addr.to_string(), "--listen", &other.to_string()]);
     command.args([env!("CARGO_BIN_EXE_portcullis"), "run", "--workers", "2", "--config"]).arg(&file);
-    let process = Process::start(&mut command, "systemd");
+    let mut process = Process::start(&mut command, "systemd");
     wait_for("systemd to listen", || process.stderr.contains("Listening on"));
     for _ in 0..20 {
         assert_eq!(probe(addr, &to("a.test")), served("a"));
     }
-    assert!(process.stderr.contains("\"ready\""), "{:?}", process.stderr.all());
+    let all = process.stderr.all().join("\n");
+    assert!(all.contains("a socket was handed over that no listener has"), "{all}");
+    assert!(all.contains(&other.to_string()), "{all}");
+    assert_eq!(
+        all.matches("\"listening\"").count(),
+        2,
+        "the other address is one that it bound itself: {all}"
+    );
+    process.signal(Signal::TERM);
+    assert!(process.wait(SOON).success());
 }
