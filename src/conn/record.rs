@@ -133,7 +133,9 @@ impl ConnRecord {
         if let Some(hello) = preface.hello() {
             self.sni.clone_from(&hello.server_name);
             self.alpn = hello.alpn.clone();
-            self.ja4 = hello.ja4.clone().filter(|_| tells);
+            if tells {
+                self.ja4.clone_from(&hello.ja4);
+            }
         }
     }
 
