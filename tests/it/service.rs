@@ -65,6 +65,7 @@ fn a_supervisor_is_told_of_readiness_and_of_the_end() {
     let ready = supervisor.told(SOON).expect("that it is ready");
     assert_eq!(ready, ["READY=1", "STATUS=serving with 2 workers"]);
     assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    wait_for("that one to end", || proxy.access_log().len() == 1);
     let open = held(loopback(1), proxy.addr(), &to("a.test"));
     proxy.process.signal(Signal::TERM);
     let stopping = supervisor.told(SOON).expect("that it stops");
@@ -81,6 +82,24 @@ fn thread(proxy: &Proxy, name: &str) -> String {
     let mut tasks = tasks.map(|task| task.unwrap().path());
     let found = tasks.find(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim() == name);
     found.unwrap_or_else(|| panic!("no thread {name}")).file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// The service goes on as another process: it is never said to stop.
+#[test]
+fn a_supervisor_is_told_of_an_upgrade() {
+    let backend = Backend::tagged("a");
+    let supervisor = Supervisor::new();
+    let mut proxy = supervisor.start(&backend, None);
+    let ready = ["READY=1", "STATUS=serving with 2 workers"];
+    assert_eq!(supervisor.told(SOON).expect("that it is ready"), ready);
+    proxy.upgrade();
+    assert_eq!(supervisor.told(SOON).expect("that the new one is ready"), ready);
+    let pid = proxy.logged("the new process serves")[0]["pid"].to_string();
+    let told = supervisor.told(SOON).expect("whose the service is");
+    assert_eq!(told, [format!("MAINPID={pid}"), "STATUS=serving after an upgrade".to_owned()]);
+    assert!(proxy.process.wait(SOON).success());
+    assert_eq!(supervisor.told(Duration::from_millis(1)), None);
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
 }
 
 #[test]

@@ -111,7 +111,8 @@ fn the_new_process_has_the_new_configuration_and_the_admin_address() {
     proxy.upgrade();
     let second = proxy.listener("default");
     assert_eq!(second, addr);
-    assert_eq!(probe(addr, &to("a.test")), served("b"));
+    // Until the old one has heard of it, both accept.
+    wait_for("the new process to be alone", || probe(addr, &to("a.test")) == served("b"));
     wait_for("the new process to answer on the admin address", || {
         proxy.try_ask("/readyz").is_ok_and(|answer| answer.status == 200)
     });
