@@ -21,6 +21,7 @@ mod peek;
 mod proxy;
 mod record;
 mod refuse;
+mod registry;
 mod termination;
 
 pub use accept::{accept_loop, take_over_loop};
@@ -34,9 +35,9 @@ use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
 
 /// Serves one admitted connection to its end and tells of it.
-async fn serve(admitted: Box<Admitted>, cx: Rc<Context>) {
+async fn serve(admitted: Box<Admitted>, mut record: ConnRecord) {
+    let cx = Rc::clone(record.context());
     let mut timer = cx.timers.timer();
-    let mut record = ConnRecord::open(&admitted, Rc::clone(&cx));
     // What only the first moments need is in a box of its own, freed before the relay, which may last for days.
     let mut established = match Box::pin(establish(admitted, &cx, &mut record, &mut timer)).await {
         Ok(established) => established,
@@ -134,7 +135,7 @@ fn route(snapshot: &Arc<Snapshot>, preface: &Preface, listener: &str, record: &m
 mod tests {
     use super::*;
 
-    fn output_size<A, F: Future>(_: impl Fn(A, Rc<Context>) -> F) -> usize {
+    fn output_size<A, R, F: Future>(_: impl Fn(A, R) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -14,6 +14,8 @@ use tracing::{debug, warn};
 use super::balance::{Admitted, Inbox};
 use super::context::{Address, Context, ListenerContext};
 use super::metrics::Action;
+use super::record::ConnRecord;
+use super::registry::answer_all;
 use super::{record, serve};
 use crate::net::{AcceptedSocket, BACKLOG, Listener, reset_on_close};
 
@@ -109,11 +111,19 @@ fn begin(mut admitted: Admitted, cx: &Rc<Context>) {
 }
 
 fn serve_here(admitted: Admitted, cx: &Rc<Context>) {
-    drop(tokio::task::spawn_local(serve(Box::new(admitted), Rc::clone(cx))));
+    let record = ConnRecord::open(&admitted, Rc::clone(cx));
+    let place = record.place();
+    let task = tokio::task::spawn_local(serve(Box::new(admitted), record));
+    cx.connections.served_by(place, task.abort_handle());
 }
 
 /// Serves what other workers have accepted for this one, until draining begins and nothing is on its way.
 pub async fn take_over_loop(mut inbox: Inbox, cx: Rc<Context>) {
+    if let Some(questions) = inbox.take_questions() {
+        let cx = Rc::clone(&cx);
+        // Until the worker ends: what holds up a drain is what is asked for.
+        tokio::task::spawn_local(async move { answer_all(questions, &cx.connections).await });
+    }
     let mut drained = pin!(cx.shared.draining.cancelled());
     let mut closed = false;
     loop {

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 
 use super::context::ListenerContext;
+use super::registry::{About, Question, ask, questions};
 use crate::guard::ConnPermit;
 
 /// A worker may have so many connections more than another, and a share of what that one has, before it hands
@@ -33,12 +35,14 @@ pub(super) struct Load {
     live: AtomicUsize,
     all_gone: Notify,
     inbox: mpsc::Sender<Admitted>,
+    questions: mpsc::Sender<Question>,
 }
 
 /// Where a worker finds what others have accepted for it.
 #[derive(Debug)]
 pub struct Inbox {
     receiver: mpsc::Receiver<Admitted>,
+    questions: Option<mpsc::Receiver<Question>>,
     load: Arc<Load>,
 }
 
@@ -68,8 +72,10 @@ impl Workers {
     pub fn new(count: usize) -> (Self, Vec<Inbox>) {
         let worker = |_| {
             let (inbox, receiver) = mpsc::channel(INBOX);
-            let load = Arc::new(Load { live: AtomicUsize::new(0), all_gone: Notify::new(), inbox });
-            (Arc::clone(&load), Inbox { receiver, load })
+            let (asking, questions) = questions();
+            let (live, all_gone) = (AtomicUsize::new(0), Notify::new());
+            let load = Arc::new(Load { live, all_gone, inbox, questions: asking });
+            (Arc::clone(&load), Inbox { receiver, questions: Some(questions), load })
         };
         let (loads, inboxes) = (0..count).map(worker).unzip::<_, _, Vec<_>, _>();
         (Self(loads.into()), inboxes)
@@ -78,6 +84,22 @@ impl Workers {
     /// How many connections each of them has.
     pub fn live(&self) -> impl Iterator<Item = usize> {
         self.0.iter().map(|load| load.live.load(Ordering::Relaxed))
+    }
+
+    /// Open connections of all workers as objects, like lines of the access log; at most so many.
+    pub async fn connections(&self, most: usize) -> Vec<Value> {
+        let mut all = Vec::new();
+        for load in &self.0 {
+            all.extend(ask(&load.questions, About::All(most - all.len())).await);
+        }
+        all
+    }
+
+    /// Closes the connection of this number; gives what it was, or `None` when there is none.
+    pub async fn close(&self, number: u64) -> Option<Value> {
+        // The worker is in the upper bits.
+        let load = self.0.get(usize::try_from(number >> 48).ok()?)?;
+        ask(&load.questions, About::Close(number)).await.pop()
     }
 
     /// A worker that has clearly fewer connections than `worker`. Looks at one of the others, the `turn`th: to
@@ -123,6 +145,11 @@ impl Inbox {
     /// The next connection; `None` when there are none left and no more will come.
     pub(super) async fn next(&mut self) -> Option<Admitted> {
         self.receiver.recv().await
+    }
+
+    /// Where questions about the worker's connections come in, for whoever takes it first.
+    pub(super) fn take_questions(&mut self) -> Option<mpsc::Receiver<Question>> {
+        self.questions.take()
     }
 
     /// From now on no more come.

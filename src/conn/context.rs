@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::balance::{Inbox, Live, Load, Workers};
 use super::metrics::ListenerMetrics;
+use super::registry::Registry as Connections;
 use crate::guard::Guard;
 use crate::net::{Reactor, Scratch, Timers};
 use crate::snapshot::Snapshot;
@@ -45,6 +46,8 @@ pub struct Context {
     /// Their deadlines, which the reactor keeps going.
     pub timers: Timers,
     pub(super) scratch: Scratch,
+    /// Those that are open.
+    pub(super) connections: Connections,
     worker: u16,
     load: Arc<Load>,
     /// Whose turn it is to be looked at as one who might take a connection.
@@ -84,6 +87,7 @@ impl Context {
             reactor,
             timers: Timers::new(),
             scratch: Scratch::new(pipes),
+            connections: Connections::default(),
             worker,
             load: Arc::clone(inbox.load()),
             turn: Cell::new(0),

@@ -1,6 +1,6 @@
 //! What is told of a connection: its counters, and one line in the access log when it has ended.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell, RefMut};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, Unit};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::balance::Admitted;
 use super::context::{Context, ListenerContext};
 use super::metrics::Action;
+use super::registry::Place;
 use super::termination::{Stage, Termination};
 use crate::config::LogFormat;
 use crate::guard::Rejection;
@@ -25,8 +27,25 @@ use crate::snapshot::{LiveRoute, Traffic};
 #[derive(Debug)]
 pub(super) struct ConnRecord {
     cx: Rc<Context>,
-    listener: Arc<ListenerContext>,
+    /// Its place among the open connections of the worker.
+    place: Place,
+    open: Rc<Open>,
+    traffic: Option<Arc<Traffic>>,
+    /// In a box, for the short time from the end on: its room would be held as long as the connection lasts.
+    end: Option<Box<Termination>>,
+}
+
+/// What others of the same thread may look at while it is open.
+#[derive(Debug)]
+pub(super) struct Open {
+    counts: Counts,
+    story: RefCell<Story>,
+}
+
+#[derive(Debug)]
+struct Story {
     id: u64,
+    listener: Arc<ListenerContext>,
     client: SocketAddr,
     /// The proxy that named the client.
     via: Option<Box<SocketAddr>>,
@@ -38,13 +57,11 @@ pub(super) struct ConnRecord {
     alpn: Alpn,
     ja4: Option<Box<Ja4>>,
     route: Option<Arc<str>>,
-    traffic: Option<Arc<Traffic>>,
     connect: Connect,
-    counts: Counts,
     /// Whether the log tells of it.
     told: bool,
-    /// In a box, for the short time from the end on: its room would be held as long as the connection lasts.
-    end: Option<Box<Termination>>,
+    /// Whether somebody asked for its end.
+    closed: bool,
 }
 
 /// The connection to the backend.
@@ -72,13 +89,12 @@ impl ConnRecord {
     pub(super) fn open(admitted: &Admitted, cx: Rc<Context>) -> Self {
         let listener = &admitted.listener;
         listener.metrics.active.increment(1.0);
-        Self {
+        let story = RefCell::new(Story {
             id: cx.next_id(),
             listener: Arc::clone(listener),
             client: admitted.client,
             via: None,
             started: admitted.at,
-            cx,
             stage: Stage::Peek,
             action: Action::None,
             protocol: None,
@@ -86,126 +102,169 @@ impl ConnRecord {
             alpn: Alpn::default(),
             ja4: None,
             route: None,
-            traffic: None,
             connect: Connect::default(),
-            counts: Counts::default(),
             told: true,
-            end: None,
-        }
+            closed: false,
+        });
+        let open = Rc::new(Open { counts: Counts::default(), story });
+        Self { place: cx.connections.insert(Rc::clone(&open)), cx, open, traffic: None, end: None }
+    }
+
+    /// What the connections of its worker share.
+    pub(super) fn context(&self) -> &Rc<Context> {
+        &self.cx
+    }
+
+    /// Its place among the open connections of the worker.
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    fn story(&self) -> RefMut<'_, Story> {
+        // Held by nobody for longer than a call of this module.
+        self.open.story.borrow_mut()
     }
 
     pub(super) fn client(&self) -> SocketAddr {
-        self.client
+        self.story().client
     }
 
     /// Who is at the other end of the client's socket: the client, or the proxy that named it.
     pub(super) fn peer(&self) -> SocketAddr {
-        self.via.as_deref().copied().unwrap_or(self.client)
+        let story = self.story();
+        story.via.as_deref().copied().unwrap_or(story.client)
     }
 
     /// A header is awaited that names the client.
     pub(super) fn awaits_header(&mut self) {
-        self.stage = Stage::Proxy;
+        self.story().stage = Stage::Proxy;
     }
 
     /// There was a header: the connection is that of `client`, when it named one.
     pub(super) fn named(&mut self, client: Option<SocketAddr>) {
-        self.stage = Stage::Peek;
+        let mut story = self.story();
+        story.stage = Stage::Peek;
         if let Some(client) = client {
-            self.via = Some(Box::new(std::mem::replace(&mut self.client, client)));
+            story.via = Some(Box::new(std::mem::replace(&mut story.client, client)));
         }
     }
 
     /// These bytes were read to find out what the connection is.
     pub(super) fn received(&mut self, bytes: &[u8]) {
-        self.counts.received.set(bytes.len() as u64);
+        self.open.counts.received.set(bytes.len() as u64);
         if Detector::begins_tls(bytes) {
-            self.protocol = Some(Protocol::Tls);
+            self.story().protocol = Some(Protocol::Tls);
         } else if Opening::of(bytes) == Opening::Header {
-            self.protocol = Some(Protocol::Unknown);
+            self.story().protocol = Some(Protocol::Unknown);
         }
     }
 
     /// It is known what the connection is; whether the log `tells` its fingerprint is up to the configuration.
     pub(super) fn peeked(&mut self, preface: &Preface, tells: bool) {
-        self.stage = Stage::Route;
-        self.protocol = Some(preface.protocol());
+        let mut story = self.story();
+        story.stage = Stage::Route;
+        story.protocol = Some(preface.protocol());
         if let Some(hello) = preface.hello() {
-            self.sni.clone_from(&hello.server_name);
-            self.alpn = hello.alpn.clone();
+            story.sni.clone_from(&hello.server_name);
+            story.alpn = hello.alpn.clone();
             if tells {
-                self.ja4.clone_from(&hello.ja4);
+                story.ja4.clone_from(&hello.ja4);
             }
         }
     }
 
     /// A route takes it.
     pub(super) fn routed(&mut self, action: Action, route: &Arc<str>, live: Option<&LiveRoute>) {
-        self.action = action;
-        self.route = Some(Arc::clone(route));
+        let mut story = self.story();
+        story.action = action;
+        story.route = Some(Arc::clone(route));
+        drop(story);
         self.traffic = live.map(|live| Arc::clone(&live.traffic));
         if let Some(traffic) = &self.traffic {
-            traffic.received.increment(self.counts.received.get());
+            traffic.received.increment(self.open.counts.received.get());
         }
     }
 
     /// It is refused without a route.
     pub(super) fn refused(&mut self) {
-        self.action = Action::Reject;
+        self.story().action = Action::Reject;
     }
 
     /// It is one of many that are refused by a limit: it is told of like those at accept, of which some are.
     pub(super) fn limited(&mut self) {
-        self.told = self.cx.tells_rejection(Timestamp::now().as_second().unsigned_abs());
+        self.story().told = self.cx.tells_rejection(Timestamp::now().as_second().unsigned_abs());
     }
 
     pub(super) fn connecting(&mut self) {
-        self.stage = Stage::Connect;
+        self.story().stage = Stage::Connect;
     }
 
     pub(super) fn connected(&mut self, backend: Arc<str>, took: Duration) {
-        self.stage = Stage::Relay;
-        self.connect.took = Some(took);
-        self.connect.backend = Some(backend);
+        let mut story = self.story();
+        story.stage = Stage::Relay;
+        story.connect = Connect { took: Some(took), backend: Some(backend) };
     }
 
     /// No backend could be connected to; this one was tried last.
     pub(super) fn tried(&mut self, backend: Option<Arc<str>>) {
-        self.connect.backend = backend;
+        self.story().connect.backend = backend;
     }
 
     pub(super) fn meter(&self) -> TrafficMeter<'_> {
-        TrafficMeter { counts: &self.counts, traffic: self.traffic.as_deref() }
+        TrafficMeter { counts: &self.open.counts, traffic: self.traffic.as_deref() }
     }
 
     /// The header that tells a backend of the connection, and that its client connected to `destination`. Of several
     /// ALPN offers none is told: which it will be is for the backend to say.
     pub(super) fn header(&self, version: ProxyVersion, destination: SocketAddr) -> Vec<u8> {
-        let mut offers = self.alpn.iter();
+        let story = self.story();
+        let mut offers = story.alpn.iter();
         let alpn = offers.next().filter(|_| offers.next().is_none());
         version.write(&Announcement {
-            source: self.client,
+            source: story.client,
             destination,
-            authority: self.sni.as_ref().map(ServerName::as_str),
+            authority: story.sni.as_ref().map(ServerName::as_str),
             alpn,
-            unique_id: &self.id(),
+            unique_id: &id(story.id),
         })
-    }
-
-    /// What the connection is called in logs.
-    fn id(&self) -> String {
-        format!("{:016x}", self.id)
     }
 
     /// The end.
     pub(super) fn finish(mut self, termination: Termination) {
         self.end = Some(Box::new(termination));
     }
+}
 
-    fn line(&self, end: Termination, duration: Duration) -> Line<'_> {
+/// What a connection is called in logs.
+fn id(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+impl Open {
+    /// Its number, unique in the process.
+    pub(super) fn number(&self) -> u64 {
+        self.story.borrow().id
+    }
+
+    /// From now on its end is one that was asked for.
+    pub(super) fn close(&self) {
+        self.story.borrow_mut().closed = true;
+    }
+
+    /// Its line of the access log as it is now, without an end.
+    pub(super) fn to_json(&self) -> Value {
+        let story = self.story.borrow();
+        // No value can fail to serialise.
+        serde_json::to_value(story.line(&self.counts, story.stage, None, story.started.elapsed()))
+            .unwrap_or_default()
+    }
+}
+
+impl Story {
+    fn line(&self, counts: &Counts, stage: Stage, end: Option<Termination>, duration: Duration) -> Line<'_> {
         Line {
             time: format_time(duration),
-            id: self.id(),
+            id: id(self.id),
             listener: &self.listener.name,
             client: self.client,
             via: self.via.as_deref().copied(),
@@ -215,39 +274,46 @@ impl ConnRecord {
             protocol: self.protocol.map(Protocol::as_str),
             route: self.route.as_deref(),
             action: self.action.as_str(),
-            reason: end.reason,
+            reason: end.and_then(|end| end.reason),
             backend: self.connect.backend.as_deref(),
             connect_ms: self.connect.took.map(milliseconds),
             duration_ms: milliseconds(duration),
-            bytes_in: self.counts.received.get(),
-            bytes_out: self.counts.sent.get(),
-            bytes_spliced: self.counts.spliced.get(),
-            cause: end.cause.as_str(),
-            stage: end.stage.as_str(),
+            bytes_in: counts.received.get(),
+            bytes_out: counts.sent.get(),
+            bytes_spliced: counts.spliced.get(),
+            cause: end.map(|end| end.cause.as_str()),
+            stage: stage.as_str(),
         }
     }
 }
 
 impl Drop for ConnRecord {
     fn drop(&mut self) {
+        self.cx.connections.remove(self.place);
+        let (story, counts) = (self.open.story.borrow(), &self.open.counts);
         let end = self.end.as_deref().copied().unwrap_or_else(|| {
-            Termination::dropped(self.stage, self.cx.shared.drained.load(Ordering::Acquire))
+            let drained = self.cx.shared.drained.load(Ordering::Acquire);
+            if story.closed {
+                Termination::closed(story.stage)
+            } else {
+                Termination::dropped(story.stage, drained)
+            }
         });
-        let duration = self.started.elapsed();
-        self.listener.metrics.active.decrement(1.0);
-        self.listener.metrics.ended(self.action);
+        let duration = story.started.elapsed();
+        story.listener.metrics.active.decrement(1.0);
+        story.listener.metrics.ended(story.action);
         match &self.traffic {
             Some(traffic) => traffic.duration.record(duration),
             None => {
                 let snapshot = self.cx.shared.snapshot.load();
-                snapshot.unrouted().received.increment(self.counts.received.get());
-                snapshot.unrouted().sent.increment(self.counts.sent.get());
+                snapshot.unrouted().received.increment(counts.received.get());
+                snapshot.unrouted().sent.increment(counts.sent.get());
                 snapshot.unrouted().duration.record(duration);
             }
         }
         let access_log = self.cx.shared.access_log.load();
-        if let Some(format) = access_log.format().filter(|_| self.told) {
-            access_log.write(self.line(end, duration).render(format));
+        if let Some(format) = access_log.format().filter(|_| story.told) {
+            access_log.write(story.line(counts, end.stage, Some(end), duration).render(format));
         }
     }
 }
@@ -294,7 +360,7 @@ pub(super) fn tell_rejection(
     let end = Termination::from(rejection);
     let line = Line {
         time: format_time(Duration::ZERO),
-        id: format!("{:016x}", cx.next_id()),
+        id: id(cx.next_id()),
         listener: &listener.name,
         client,
         via: None,
@@ -311,7 +377,7 @@ pub(super) fn tell_rejection(
         bytes_in: 0,
         bytes_out: 0,
         bytes_spliced: 0,
-        cause: end.cause.as_str(),
+        cause: Some(end.cause.as_str()),
         stage: end.stage.as_str(),
     };
     access_log.write(line.render(format));
@@ -341,7 +407,7 @@ struct Line<'a> {
     bytes_in: u64,
     bytes_out: u64,
     bytes_spliced: u64,
-    cause: &'static str,
+    cause: Option<&'static str>,
     stage: &'static str,
 }
 
@@ -357,21 +423,19 @@ impl Line<'_> {
 }
 
 /// `key=value` pairs; values with spaces or quotes are quoted as in JSON, absent ones left out.
-fn logfmt(value: &serde_json::Value) -> String {
+fn logfmt(value: &Value) -> String {
     let mut line = String::new();
     for (key, value) in value.as_object().into_iter().flatten() {
         let text = match value {
-            serde_json::Value::Null => continue,
-            serde_json::Value::Array(items) if items.is_empty() => continue,
-            serde_json::Value::String(text) => text.clone(),
-            serde_json::Value::Array(items) => {
-                items.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>().join(",")
-            }
+            Value::Null => continue,
+            Value::Array(items) if items.is_empty() => continue,
+            Value::String(text) => text.clone(),
+            Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
             other => other.to_string(),
         };
         let bare =
             !text.is_empty() && !text.contains([' ', '"', '=', '\\']) && !text.chars().any(char::is_control);
-        let text = if bare { text } else { serde_json::Value::String(text).to_string() };
+        let text = if bare { text } else { Value::String(text).to_string() };
         let space = if line.is_empty() { "" } else { " " };
         // Writing to a string cannot fail.
         let _ = write!(line, "{space}{key}={text}");

@@ -91,6 +91,11 @@ impl Termination {
         PeekError::Unwatched.into()
     }
 
+    /// The connection was closed at `stage` because somebody asked for that.
+    pub(super) fn closed(stage: Stage) -> Self {
+        Self::new(Cause::Forced, stage, "closed")
+    }
+
     /// The connection was dropped at `stage` without an end of its own; `drained`: because the time to
     /// drain was over.
     pub(super) fn dropped(stage: Stage, drained: bool) -> Self {
