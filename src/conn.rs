@@ -15,6 +15,7 @@ use crate::snapshot::Snapshot;
 mod accept;
 mod balance;
 mod context;
+mod limited;
 mod metrics;
 mod passthrough;
 mod peek;
@@ -26,6 +27,7 @@ pub use accept::{accept_loop, take_over_loop};
 use balance::Admitted;
 pub use balance::{Inbox, Workers};
 pub use context::{Context, ListenerContext, Shared};
+use limited::Entering;
 use metrics::Action;
 use passthrough::{Client, Established};
 use record::ConnRecord;
@@ -90,6 +92,12 @@ async fn establish<'a>(
     let tls = preface.hello().is_some();
     match route(&snapshot, &preface, &listener.name, record) {
         Routed::To(index) => {
+            let name = snapshot.table.routes().get(index.index()).map_or("", |route| &route.config.name);
+            let entering = Entering { permit: &mut permit, listener: &listener, route: name };
+            if let Err((refusal, rejection)) = limited::enter_route(entering, record, cx, timer).await {
+                refuse::refuse(stream, refusal, record, &cx.scratch, timer).await;
+                return Err(Termination::limited(&rejection, Stage::Route));
+            }
             let client = Client { stream, said, tls, counted: (permit, live) };
             passthrough::connect(client, &snapshot, index, record, cx, timer).await
         }

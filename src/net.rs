@@ -10,12 +10,14 @@ mod socket;
 mod sockopt;
 mod timer;
 
-pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
+pub use addr::{AddrError, ListenAddr, UpstreamAddr, canonical};
 pub use connect::{Place, connect};
 pub use listener::{AcceptedSocket, Listener, bind, probe};
 pub use pipe::{Filled, Pipe};
 pub use reactor::Reactor;
-pub use relay::{Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side};
+pub use relay::{
+    Bucket, Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side, Throttle,
+};
 pub use socket::Socket;
 pub use sockopt::{BACKLOG, hide_close, reset_on_close};
 pub use timer::{Moment, Timer, Timers};

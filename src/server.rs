@@ -34,8 +34,6 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 const BUILD: Family =
     Family { name: "portcullis_build_info", help: "The version that runs; always 1.", labels: &["version"] };
-const SOURCES: Family =
-    Family { name: "portcullis_ratelimit_keys", help: "Source addresses remembered.", labels: &[] };
 const WORKER: Family = Family {
     name: "portcullis_worker_connections",
     help: "Connections that a worker has open; new ones go to another once it has clearly more.",
@@ -222,7 +220,7 @@ impl Bound {
         let configs = sockets.map(config).collect();
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
-            guard: Arc::new(Guard::new(&self.config.limits, budget.connections)),
+            guard: Arc::new(Guard::new(&self.config.limits, budget.connections, &registry)),
             access_log,
             draining: CancellationToken::new(),
             failed: CancellationToken::new(),
@@ -297,7 +295,6 @@ fn force_after_workers(
 }
 
 async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
-    let sources = registry.gauge(&SOURCES, &[]);
     #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
     registry.gauge(&CAP, &[]).set(shared.guard.cap() as f64);
     let loads = (0..shared.workers.live().count()).map(|id| registry.gauge(&WORKER, &[&id.to_string()]));
@@ -306,8 +303,7 @@ async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
     loop {
         interval.tick().await;
         registry.upkeep();
-        #[allow(clippy::cast_precision_loss, reason = "the table is bounded")]
-        sources.set(shared.guard.known_sources() as f64);
+        shared.guard.upkeep();
         for (load, live) in loads.iter().zip(shared.workers.live()) {
             #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
             load.set(live as f64);

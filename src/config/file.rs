@@ -6,9 +6,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
-use super::units::{ByteSize, Rate};
+use super::units::{Bandwidth, ByteSize, Rate};
 use super::values::{
-    AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol, WordOr,
+    AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord, RouteName,
+    SniWord, TestProtocol, WordOr,
 };
 use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, RejectWith};
 use crate::net::{ListenAddr, UpstreamAddr};
@@ -35,6 +36,8 @@ shape! {
         rate_limit: Either<WordOr<Off, Rate>, RateLimit>,
         /// Concurrent connections; a number is `per_ip`.
         connection_limit: Either<WordOr<Off, Whole<1, { u32::MAX }>>, ConnectionLimit>,
+        /// Further limits by source address.
+        limit: Tables<Limit>,
         /// Only these networks may connect; the longest prefix of `allow` and `deny` decides.
         allow: OneOrMany<IpNet>,
         /// These networks may not connect.
@@ -105,6 +108,47 @@ shape! {
         before_hello: WordOr<Off, Whole<1, { u32::MAX }>>,
         /// In all; `"auto"` derives it from the limit of open files.
         total: WordOr<Auto, Whole<1, { u32::MAX }>>,
+    }
+}
+
+shape! {
+    /// A limit by source address.
+    struct Limit {
+        /// The name for logs and metrics.
+        name: LimitName = required,
+        /// What counts as one source: `"ip"` (IPv4 /32, IPv6 /64), `"network"` (/24, /56), `"site"` (/24, /48),
+        /// `"all"`, or lengths of prefixes.
+        per: Either<PerWord, Prefixes>,
+        /// New connections, on average.
+        rate: Rate,
+        /// How many may come at once; by default the number in `rate`.
+        burst: Whole<1, { u32::MAX }>,
+        /// Concurrent connections.
+        connections: Whole<1, { u32::MAX }>,
+        /// Concurrent connections whose hello is not complete.
+        before_hello: Whole<1, { u32::MAX }>,
+        /// Relayed bytes, both directions together, as in `"10MiB/s"`.
+        bandwidth: Bandwidth,
+        /// Listeners that it is for; by default all.
+        listener: OneOrMany<ListenerName>,
+        /// Routes that it is for; it then acts once the route is known.
+        route: OneOrMany<RouteName>,
+        /// What becomes of a connection that breaks it: `reset`, `close`, `drop`, `delay` or `tarpit`.
+        action: LimitWord,
+        /// With `delay`: how long a connection is held at most until it conforms.
+        delay_max: Duration,
+        /// With `tarpit`: how long a connection is held.
+        tarpit_for: Duration,
+    }
+}
+
+shape! {
+    /// Lengths of the prefixes that count as one source.
+    struct Prefixes {
+        /// Of IPv4 addresses; 32 if left out.
+        ipv4: Whole<8, 32>,
+        /// Of IPv6 addresses; 64 if left out.
+        ipv6: Whole<32, 128>,
     }
 }
 

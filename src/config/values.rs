@@ -13,7 +13,7 @@ use super::decode::{Decode, Decoder, Problem, Text, quote, word};
 use super::error::ErrorKind;
 use super::schema::words;
 use super::source::Place;
-use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith};
+use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, NamePattern, NameRegex, Per, RejectWith};
 use crate::net::{ListenAddr, UpstreamAddr};
 use crate::peek::{NameError, Protocol, ServerName};
 
@@ -44,6 +44,21 @@ const ACTIONS: [(&str, ExpectedAction); 2] =
     [("passthrough", ExpectedAction::Passthrough), ("reject", ExpectedAction::Reject)];
 
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
+
+const PERS: [(&str, PerWord); 4] = [
+    ("ip", PerWord(Per::IP)),
+    ("network", PerWord(Per::NETWORK)),
+    ("site", PerWord(Per::SITE)),
+    ("all", PerWord(Per::All)),
+];
+
+const LIMIT_ACTIONS: [(&str, LimitWord); 5] = [
+    ("reset", LimitWord::Reset),
+    ("close", LimitWord::Close),
+    ("drop", LimitWord::Drop),
+    ("delay", LimitWord::Delay),
+    ("tarpit", LimitWord::Tarpit),
+];
 
 /// A keyword that stands for the absence of a value.
 pub(super) trait Keyword {
@@ -88,6 +103,24 @@ pub(super) struct AlpnName(pub(super) Box<[u8]>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ListenerName(pub(super) String);
 
+/// The name of a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LimitName(pub(super) String);
+
+/// What a limit counts as one source, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PerWord(pub(super) Per);
+
+/// What `action` of a limit holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LimitWord {
+    Reset,
+    Close,
+    Drop,
+    Delay,
+    Tarpit,
+}
+
 /// The name of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RouteName(pub(super) String);
@@ -111,6 +144,13 @@ impl fmt::Display for ProtocolWord {
             Self::Is(protocol) => protocol.fmt(f),
             Self::Any => f.write_str("any"),
         }
+    }
+}
+
+impl fmt::Display for LimitWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = LIMIT_ACTIONS.iter().find(|(_, word)| word == self);
+        f.write_str(word.map_or("", |(word, _)| word))
     }
 }
 
@@ -165,6 +205,9 @@ word_value!(TestProtocol, "the name of a protocol", TEST_PROTOCOLS);
 word_value!(ExpectedAction, "\"passthrough\" or \"reject\"", ACTIONS);
 word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);
 
+word_value!(PerWord, "\"ip\", \"network\", \"site\" or \"all\"", PERS);
+word_value!(LimitWord, "\"reset\", \"close\", \"drop\", \"delay\" or \"tarpit\"", LIMIT_ACTIONS);
+
 impl Text for String {
     const EXPECTED: &'static str = "a string";
 
@@ -182,6 +225,18 @@ impl Text for ListenerName {
 
     fn parse(text: &str) -> Result<Self, Problem> {
         checked_name(text, "listener", "-_").map(Self)
+    }
+}
+
+impl Text for LimitName {
+    const EXPECTED: &'static str = "the name of a limit";
+
+    fn constraints() -> Value {
+        json!({ "pattern": "^[A-Za-z0-9_-]+$" })
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        checked_name(text, "limit", "-_").map(Self)
     }
 }
 

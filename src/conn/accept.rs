@@ -12,9 +12,9 @@ use tracing::{debug, warn};
 
 use super::balance::{Admitted, Inbox};
 use super::context::{Context, ListenerContext};
-use super::metrics::Action;
-use super::{Accepted, record, serve};
-use crate::net::{AcceptedSocket, BACKLOG, Listener, reset_on_close};
+use super::{Accepted, limited, serve};
+use crate::guard::ConnPermit;
+use crate::net::{AcceptedSocket, BACKLOG, Listener};
 
 /// Queued connections taken in a row before others of this thread run.
 const BATCH: u32 = 32;
@@ -65,27 +65,29 @@ fn is_clients_own(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM))
 }
 
-/// Starts to serve the connection, hands it over to another worker, or refuses it. At the cap on connections
-/// this waits, and with it the loop, so that the excess stays in the kernel's queue.
+/// Serves the connection, or refuses it.
 async fn admit(accepted: AcceptedSocket, listener: &Rc<ListenerContext>, cx: &Rc<Context>) {
-    let AcceptedSocket { socket, peer, waited } = accepted;
-    match cx.shared.guard.admit(peer.ip(), Instant::now()) {
-        Ok(mut permit) => {
-            permit.wait_for_room().await;
-            // The client's deadlines begin now: that it had to wait is not its fault.
-            let at = Instant::now();
-            let listener = Rc::clone(listener);
-            let (index, live) = (listener.index, cx.begin());
-            begin(Admitted { socket, client: peer, waited, at, listener: index, permit, live }, listener, cx);
-        }
-        Err(rejection) => {
-            // No FIN handshake, no state left in the kernel: the cheapest end for us.
-            reset_on_close(&socket);
-            listener.metrics.rejected(Some(rejection.as_str()));
-            listener.metrics.ended(Action::Reject);
-            record::tell_rejection(rejection, peer, listener, cx);
-        }
+    match cx.shared.guard.admit(accepted.peer.ip(), &listener.name, Instant::now()) {
+        Ok(permit) => serve_admitted(accepted, permit, listener, cx).await,
+        Err(rejection) => limited::refuse(accepted, rejection, listener, cx),
     }
+}
+
+/// Starts to serve the connection, or hands it over to another worker. At the cap on connections this waits, and
+/// with it the loop, so that the excess stays in the kernel's queue.
+pub(super) async fn serve_admitted(
+    accepted: AcceptedSocket,
+    mut permit: ConnPermit,
+    listener: &Rc<ListenerContext>,
+    cx: &Rc<Context>,
+) {
+    let AcceptedSocket { socket, peer, waited } = accepted;
+    permit.wait_for_room().await;
+    // The client's deadlines begin now: that it had to wait is not its fault.
+    let at = Instant::now();
+    let listener = Rc::clone(listener);
+    let (index, live) = (listener.index, cx.begin());
+    begin(Admitted { socket, client: peer, waited, at, listener: index, permit, live }, listener, cx);
 }
 
 /// Serves the connection, here or, when another worker has clearly less to do, there.

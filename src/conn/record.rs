@@ -36,16 +36,22 @@ pub(super) struct ConnRecord {
     alpn: Alpn,
     route: Option<Arc<str>>,
     traffic: Option<Arc<Traffic>>,
-    connect: Connect,
+    reached: Reached,
     counts: Counts,
     end: Option<Termination>,
 }
 
-/// The connection to the backend.
-#[derive(Debug, Default)]
-struct Connect {
-    took: Option<Duration>,
-    backend: Option<Arc<str>>,
+/// How far it came on its way to a backend.
+#[derive(Debug)]
+enum Reached {
+    /// None was looked for.
+    Nothing,
+    /// This limit of its route kept it from one.
+    Limit(Arc<str>),
+    /// None could be connected to; this one was tried last.
+    Tried(Arc<str>),
+    /// It was connected, after so long.
+    Backend(Arc<str>, Duration),
 }
 
 /// Bytes from and to the client.
@@ -78,7 +84,7 @@ impl ConnRecord {
             alpn: Alpn::default(),
             route: None,
             traffic: None,
-            connect: Connect::default(),
+            reached: Reached::Nothing,
             counts: Counts::default(),
             end: None,
         }
@@ -127,13 +133,18 @@ impl ConnRecord {
 
     pub(super) fn connected(&mut self, backend: Arc<str>, took: Duration) {
         self.stage = Stage::Relay;
-        self.connect.took = Some(took);
-        self.connect.backend = Some(backend);
+        self.reached = Reached::Backend(backend, took);
     }
 
     /// No backend could be connected to; this one was tried last.
     pub(super) fn tried(&mut self, backend: Option<Arc<str>>) {
-        self.connect.backend = backend;
+        self.reached = backend.map_or(Reached::Nothing, Reached::Tried);
+    }
+
+    /// A limit of its route refuses it.
+    pub(super) fn limited(&mut self, limit: Option<Arc<str>>) {
+        self.action = Action::Reject;
+        self.reached = limit.map_or(Reached::Nothing, Reached::Limit);
     }
 
     pub(super) fn meter(&self) -> TrafficMeter<'_> {
@@ -146,6 +157,12 @@ impl ConnRecord {
     }
 
     fn line(&self, end: Termination, duration: Duration) -> Line<'_> {
+        let (limit, backend, took) = match &self.reached {
+            Reached::Nothing => (None, None, None),
+            Reached::Limit(limit) => (Some(&**limit), None, None),
+            Reached::Tried(backend) => (None, Some(&**backend), None),
+            Reached::Backend(backend, took) => (None, Some(&**backend), Some(*took)),
+        };
         Line {
             time: format_time(duration),
             id: format!("{:016x}", self.id),
@@ -157,8 +174,9 @@ impl ConnRecord {
             route: self.route.as_deref(),
             action: self.action.as_str(),
             reason: end.reason,
-            backend: self.connect.backend.as_deref(),
-            connect_ms: self.connect.took.map(milliseconds),
+            limit,
+            backend,
+            connect_ms: took.map(milliseconds),
             duration_ms: milliseconds(duration),
             bytes_in: self.counts.received.get(),
             bytes_out: self.counts.sent.get(),
@@ -220,7 +238,7 @@ impl Meter for TrafficMeter<'_> {
 
 /// Tells of a connection that was refused at accept; of some, when there are many.
 pub(super) fn tell_rejection(
-    rejection: Rejection,
+    rejection: &Rejection,
     client: SocketAddr,
     listener: &ListenerContext,
     cx: &Context,
@@ -230,7 +248,7 @@ pub(super) fn tell_rejection(
     if !cx.tells_rejection(now.as_second().unsigned_abs()) {
         return;
     }
-    let end = Termination::from(rejection);
+    let end = Termination::limited(rejection, Stage::Accept);
     let line = Line {
         time: format_time(Duration::ZERO),
         id: format!("{:016x}", cx.next_id()),
@@ -242,6 +260,7 @@ pub(super) fn tell_rejection(
         route: None,
         action: Action::Reject.as_str(),
         reason: end.reason,
+        limit: rejection.limit().map(|name| &**name),
         backend: None,
         connect_ms: None,
         duration_ms: 0.0,
@@ -268,6 +287,7 @@ struct Line<'a> {
     route: Option<&'a str>,
     action: &'static str,
     reason: Option<&'static str>,
+    limit: Option<&'a str>,
     backend: Option<&'a str>,
     connect_ms: Option<f64>,
     duration_ms: f64,

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::peek::PeekError;
-use crate::guard::Rejection;
+use crate::guard::{Reason, Rejection};
 use crate::net::{Direction, Fault, RelayEnd, Side};
 use crate::route::NoRoute;
 use crate::upstream::ConnectError;
@@ -85,6 +85,19 @@ impl Termination {
         PeekError::Unwatched.into()
     }
 
+    /// A list or a limit refused it at `stage`.
+    pub(super) fn limited(rejection: &Rejection, stage: Stage) -> Self {
+        Self::refused(rejection.reason(), stage)
+    }
+
+    fn refused(reason: Reason, stage: Stage) -> Self {
+        let cause = match reason {
+            Reason::Acl => Cause::Policy,
+            Reason::RateLimit | Reason::ConnLimit | Reason::BeforeHello => Cause::Limit,
+        };
+        Self::new(cause, stage, reason.as_str())
+    }
+
     /// The connection was dropped at `stage` without an end of its own; `drained`: because the time to
     /// drain was over.
     pub(super) fn dropped(stage: Stage, drained: bool) -> Self {
@@ -92,16 +105,6 @@ impl Termination {
             return Self::new(Cause::Internal, stage, "panic");
         }
         Self { cause: if drained { Cause::Drained } else { Cause::Forced }, stage, reason: None }
-    }
-}
-
-impl From<Rejection> for Termination {
-    fn from(rejection: Rejection) -> Self {
-        let cause = match rejection {
-            Rejection::Acl => Cause::Policy,
-            Rejection::RateLimit | Rejection::ConnLimit | Rejection::BeforeHello => Cause::Limit,
-        };
-        Self::new(cause, Stage::Accept, rejection.as_str())
     }
 }
 
@@ -211,7 +214,7 @@ mod tests {
 
     #[test]
     fn every_rejection_has_a_counter() {
-        let limits = Rejection::ALL.map(Termination::from);
+        let limits = Reason::ALL.map(|reason| Termination::refused(reason, Stage::Accept));
         let policies = [NoRoute::UnknownSni, NoRoute::NoSni, NoRoute::UnknownProtocol].map(Termination::from);
         let all: Vec<_> = limits.into_iter().chain(policies).chain([Termination::REJECTED]).collect();
         assert_eq!(all.len(), Termination::REJECTIONS.len());

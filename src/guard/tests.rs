@@ -1,48 +1,169 @@
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use super::*;
-use crate::config::{Rate, RateLimit};
+use crate::config::{LimitConfig, Per, Rate, RateLimit};
 
-fn limits() -> Limits {
-    Limits { allow: vec![], deny: vec![], rate: None, per_ip: None, before_hello: None, total: None }
+fn limits(by_source: Vec<LimitConfig>) -> Limits {
+    Limits { allow: vec![], deny: vec![], by_source, total: None }
+}
+
+fn named(name: &str) -> LimitConfig {
+    LimitConfig::named(name)
+}
+
+fn per_second(count: u32) -> Option<RateLimit> {
+    Some(RateLimit { rate: Rate { count, period: Duration::from_secs(1) }, burst: count })
+}
+
+fn guard(limits: &Limits, total: usize) -> Guard {
+    Guard::new(limits, total, &Registry::new().unwrap())
 }
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+/// Why a connection from there would be refused now.
+fn refused(guard: &Guard, client: &str, now: Instant) -> Option<(Reason, Option<String>)> {
+    let rejection = guard.admit(ip(client), "default", now).err()?;
+    Some((rejection.reason(), rejection.limit().map(ToString::to_string)))
+}
+
 #[test]
 fn connections_without_a_hello_have_a_limit_of_their_own() {
-    let guard = Arc::new(Guard::new(&Limits { per_ip: Some(3), before_hello: Some(2), ..limits() }, 100));
+    let limit = LimitConfig { connections: Some(3), before_hello: Some(2), ..named("few") };
+    let guard = guard(&limits(vec![limit]), 100);
     let now = Instant::now();
-    let mut first = guard.admit(ip("192.0.2.1"), now).unwrap();
-    let second = guard.admit(ip("192.0.2.1"), now).unwrap();
-    assert_eq!(guard.admit(ip("192.0.2.1"), now).unwrap_err(), Rejection::BeforeHello);
+    let admit = |client: &str| guard.admit(ip(client), "default", now).unwrap();
+    let (mut first, second) = (admit("192.0.2.1"), admit("192.0.2.1"));
+    let few = Some("few".to_owned());
+    assert_eq!(refused(&guard, "192.0.2.1", now), Some((Reason::BeforeHello, few.clone())));
     first.hello_done();
     first.hello_done();
-    let third = guard.admit(ip("::ffff:192.0.2.1"), now).unwrap();
-    assert_eq!(guard.admit(ip("192.0.2.1"), now).unwrap_err(), Rejection::ConnLimit);
-    assert!(guard.admit(ip("192.0.2.2"), now).is_ok());
+    let third = admit("::ffff:192.0.2.1");
+    assert_eq!(refused(&guard, "64:ff9b::192.0.2.1", now), Some((Reason::ConnLimit, few)));
+    assert_eq!(refused(&guard, "192.0.2.2", now), None);
     drop((first, second, third));
-    assert!(guard.admit(ip("192.0.2.1"), now).is_ok());
+    assert_eq!(refused(&guard, "192.0.2.1", now), None);
 }
 
 #[test]
 fn a_denied_address_costs_no_entry() {
     let deny = vec!["192.0.2.0/24".parse().unwrap()];
-    let rate = RateLimit { rate: Rate { count: 1, period: Duration::from_secs(1) }, burst: 1 };
-    let guard = Arc::new(Guard::new(&Limits { deny, rate: Some(rate), ..limits() }, 100));
-    assert_eq!(guard.admit(ip("192.0.2.9"), Instant::now()).unwrap_err(), Rejection::Acl);
-    assert_eq!(guard.known_sources(), 0);
+    let guard =
+        guard(&Limits { deny, ..limits(vec![LimitConfig { rate: per_second(1), ..named("a") }]) }, 100);
+    assert_eq!(refused(&guard, "192.0.2.9", Instant::now()), Some((Reason::Acl, None)));
+    assert_eq!(guard.limits()[0].sources, 0);
+}
+
+#[test]
+fn a_refusal_by_one_limit_takes_nothing_from_the_others() {
+    let guard = guard(
+        &limits(vec![
+            LimitConfig { rate: per_second(5), ..named("rate") },
+            LimitConfig { connections: Some(10), ..named("open") },
+            LimitConfig { rate: per_second(1), per: Per::All, ..named("all") },
+        ]),
+        100,
+    );
+    let now = Instant::now();
+    let first = guard.admit(ip("192.0.2.1"), "default", now).unwrap();
+    for _ in 0..100 {
+        assert_eq!(refused(&guard, "192.0.2.2", now), Some((Reason::RateLimit, Some("all".to_owned()))));
+    }
+    let sources = |guard: &Guard| guard.limits().iter().map(|limit| limit.sources).collect::<Vec<_>>();
+    assert_eq!(sources(&guard), [1, 1, 1], "the refused one is known nowhere");
+    // One a second for all: had the refusals counted, this one's own rate would be spent.
+    for second in 1..5 {
+        assert_eq!(refused(&guard, "192.0.2.2", now + Duration::from_secs(second)), None);
+    }
+    drop(first);
+}
+
+#[test]
+fn limits_are_for_their_listeners_and_routes() {
+    let names = |name: &str| Some(vec![Arc::from(name)]);
+    let guard = guard(
+        &limits(vec![
+            LimitConfig { connections: Some(1), listeners: names("alt"), ..named("alt") },
+            LimitConfig { connections: Some(2), routes: names("a"), ..named("a") },
+        ]),
+        100,
+    );
+    let now = Instant::now();
+    let client = ip("192.0.2.1");
+    let first = guard.admit(client, "alt", now).unwrap();
+    assert!(guard.admit(client, "alt", now).is_err());
+    let mut permits = [(); 3].map(|()| guard.admit(client, "default", now).unwrap());
+    let mut enter = |index: usize, route: &str| {
+        let entered = permits[index].enter_route(client, "default", route, now);
+        entered.map_err(|rejection| rejection.limit().unwrap().to_string())
+    };
+    assert_eq!([enter(0, "a"), enter(1, "b"), enter(1, "a")], [Ok(()), Ok(()), Ok(())]);
+    assert_eq!(enter(2, "a"), Err("a".to_owned()));
+    let rejection = permits[2].enter_route(client, "default", "a", now).unwrap_err();
+    guard.count(&rejection);
+    let told: Vec<_> = guard.limits().iter().map(|limit| (limit.sources, limit.rejections)).collect();
+    assert_eq!(told, [(1, 0), (1, 1)]);
+    drop((first, permits));
+    assert_eq!(guard.limits().iter().map(|limit| limit.sources).sum::<usize>(), 0);
+}
+
+#[test]
+fn a_new_generation_knows_what_the_one_before_knew() {
+    let registry = Registry::new().unwrap();
+    let rate = LimitConfig { rate: per_second(1), ..named("rate") };
+    let open = LimitConfig { connections: Some(1), ..named("open") };
+    let old = Guard::new(&limits(vec![rate.clone(), open.clone()]), 100, &registry);
+    let now = Instant::now();
+    let client = "192.0.2.1";
+    let permit = old.admit(ip(client), "default", now).unwrap();
+
+    // In another order, with more room, and another action.
+    let action = LimitAction::Close;
+    let new = old.renewed(
+        &limits(vec![LimitConfig { connections: Some(2), action, ..open }, rate.clone()]),
+        50,
+        &registry,
+    );
+    assert_eq!(new.cap(), 50);
+    assert_eq!(refused(&new, client, now), Some((Reason::RateLimit, Some("rate".to_owned()))));
+    let later = now + Duration::from_secs(1);
+    let second = new.admit(ip(client), "default", later).unwrap();
+    let later = now + Duration::from_secs(2);
+    assert_eq!(refused(&new, client, later), Some((Reason::ConnLimit, Some("open".to_owned()))));
+    drop(permit);
+    assert_eq!(refused(&new, client, later), None, "the old permit released in the table that both share");
+
+    // Another rate is another limit: what was owed under the old one says nothing.
+    let faster = old.renewed(&limits(vec![LimitConfig { rate: per_second(5), ..rate }]), 50, &registry);
+    assert_eq!((refused(&faster, client, later), faster.limits()[0].sources), (None, 1));
+    drop(second);
+    assert_eq!(new.limits()[0].sources, 0, "permits release what they took where they took it");
+    assert!(registry.render().contains("portcullis_ratelimit_keys{limit=\"open\"} 0"));
+}
+
+#[test]
+fn one_rate_for_all_connections_of_a_source_and_none_for_others() {
+    let guard = guard(&limits(vec![LimitConfig { bandwidth: Some(1 << 20), ..named("slow") }]), 100);
+    let now = Instant::now();
+    assert!(guard.admit(ip("192.0.2.1"), "default", now).unwrap().throttle(now).is_some());
+    let free = self::guard(&limits(vec![LimitConfig { connections: Some(5), ..named("open") }]), 100);
+    assert!(free.admit(ip("192.0.2.1"), "default", now).unwrap().throttle(now).is_none());
+}
+
+/// It is in every connection for as long as that lasts.
+#[test]
+fn a_permit_is_small() {
+    assert!(size_of::<ConnPermit>() <= 32, "{} bytes", size_of::<ConnPermit>());
 }
 
 /// Two that wait are both woken by two releases, whatever happens in between.
 #[tokio::test]
 async fn the_cap_makes_the_next_ones_wait_until_some_are_gone() {
-    let guard = Arc::new(Guard::new(&limits(), 2));
-    let admit = |host: u8| guard.admit(IpAddr::from([192, 0, 2, host]), Instant::now()).unwrap();
+    let guard = guard(&limits(vec![]), 2);
+    let admit = |host: u8| guard.admit(IpAddr::from([192, 0, 2, host]), "default", Instant::now()).unwrap();
     let mut open = [admit(1), admit(2)];
     for permit in &mut open {
         permit.wait_for_room().await;
@@ -58,6 +179,20 @@ async fn the_cap_makes_the_next_ones_wait_until_some_are_gone() {
     assert_eq!(guard.open(), 2);
     drop(waiting);
     assert_eq!(guard.open(), 0);
+}
+
+#[tokio::test]
+async fn a_higher_cap_is_felt_by_those_that_wait() {
+    let registry = Registry::new().unwrap();
+    let guard = Guard::new(&limits(vec![]), 1, &registry);
+    let admit = || guard.admit(ip("192.0.2.1"), "default", Instant::now()).unwrap();
+    let (mut open, mut waiting) = (admit(), admit());
+    open.wait_for_room().await;
+    let mut waits = Box::pin(waiting.wait_for_room());
+    assert!(poll_once(waits.as_mut()).await.is_pending());
+    let renewed = guard.renewed(&limits(vec![]), 2, &registry);
+    waits.await;
+    assert_eq!((renewed.open(), renewed.cap()), (2, 2));
 }
 
 async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {

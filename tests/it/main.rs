@@ -25,6 +25,8 @@ mod faults_mutation;
 mod faults_names;
 mod faults_slow;
 mod guard;
+mod guard_bandwidth;
+mod guard_limits;
 mod hello_splits;
 mod lifecycle;
 mod network;

@@ -9,8 +9,8 @@ use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
 use super::super::{
-    AccessLogConfig, AdminAddr, AdminConfig, DnsConfig, Limits, ListenerConfig, LogFormat, LogTarget,
-    Policies, RateLimit, RejectWith, Timeouts,
+    AccessLogConfig, AdminAddr, AdminConfig, DnsConfig, LimitConfig, Limits, ListenerConfig, LogFormat,
+    LogTarget, Policies, RateLimit, RejectWith, Timeouts,
 };
 use super::{Input, Output, inner, listeners, string, strings};
 
@@ -30,6 +30,9 @@ const PER_IP: u32 = 256;
 
 /// Connections of one address without their hello; a browser opens 6 a name.
 const BEFORE_HELLO: u32 = 32;
+
+/// Names of the limits that have a key of their own.
+pub(super) const LIMIT_NAMES: [&str; 2] = ["connection_limit", "rate_limit"];
 
 /// What [`resolve`] gives.
 pub(super) struct Settings {
@@ -142,19 +145,18 @@ fn limits(input: &Input, out: &mut Output) -> Limits {
         out.note(format!("connection_limit.{key}"), count(value, none), given.map(|(_, place)| place));
         value
     };
-    Limits {
-        allow,
-        deny,
-        rate,
-        per_ip: limit("per_ip", per_ip.map(|(at, p)| (at.0.map(|n| n.0), p)), Some(PER_IP), "off"),
-        before_hello: limit(
-            "before_hello",
-            before_hello.map(|(at, p)| (at.0.map(|n| n.0), p)),
-            Some(BEFORE_HELLO),
-            "off",
-        ),
-        total: limit("total", total.map(|(at, p)| (at.0.map(|n| n.0), p)), None, "auto").map(|n| n as usize),
-    }
+    let connections = limit("per_ip", per_ip.map(|(at, p)| (at.0.map(|n| n.0), p)), Some(PER_IP), "off");
+    let given = before_hello.map(|(at, p)| (at.0.map(|n| n.0), p));
+    let before_hello = limit("before_hello", given, Some(BEFORE_HELLO), "off");
+    let total = limit("total", total.map(|(at, p)| (at.0.map(|n| n.0), p)), None, "auto");
+    let [of_connections, of_rate] = LIMIT_NAMES.map(LimitConfig::named);
+    let short =
+        [LimitConfig { connections, before_hello, ..of_connections }, LimitConfig { rate, ..of_rate }];
+    let limits = |limit: &LimitConfig| {
+        limit.connections.is_some() || limit.before_hello.is_some() || limit.rate.is_some()
+    };
+    let by_source = short.into_iter().filter(limits).collect();
+    Limits { allow, deny, by_source, total: total.map(|n| n as usize) }
 }
 
 /// A number, or the word for having none.

@@ -1,0 +1,157 @@
+//! Connections that a limit refuses: at once, late, or without ever being told.
+
+use std::future::pending;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::net::{Shutdown, shutdown};
+
+use super::accept::serve_admitted;
+use super::context::{Context, ListenerContext};
+use super::metrics::Action;
+use super::record::{self, ConnRecord};
+use super::refuse::Refusal;
+use crate::config::LimitAction;
+use crate::guard::{ConnPermit, Hold, Holding, Rejection};
+use crate::net::{AcceptedSocket, Moment, Timer, hide_close, reset_on_close};
+
+/// Refuses a connection of which nothing was read, as the limit says.
+pub(super) fn refuse(
+    accepted: AcceptedSocket,
+    rejection: Rejection,
+    listener: &Rc<ListenerContext>,
+    cx: &Rc<Context>,
+) {
+    let AcceptedSocket { socket, peer, .. } = &accepted;
+    match rejection.action() {
+        LimitAction::Delay { max } => {
+            if let Some(hold) = cx.shared.guard.hold(Holding::Delayed) {
+                let late = delay(accepted, rejection, max, hold, Rc::clone(listener), Rc::clone(cx));
+                drop(tokio::task::spawn_local(late));
+                return;
+            }
+            reset_on_close(socket);
+        }
+        LimitAction::Tarpit { hold: time } => {
+            tell(&rejection, &accepted, listener, cx);
+            if let Some(hold) = cx.shared.guard.hold(Holding::Tarpitted) {
+                drop(tokio::task::spawn_local(tarpit(accepted.socket, time, hold, Rc::clone(cx))));
+            } else {
+                reset_on_close(socket);
+            }
+            return;
+        }
+        // With bytes unread the close would send a reset alone.
+        LimitAction::Close => drop(shutdown(socket, Shutdown::Write)),
+        LimitAction::Drop => hide_close(socket, *peer),
+        // No FIN handshake, no state left in the kernel: the cheapest end for us.
+        LimitAction::Reset => reset_on_close(socket),
+    }
+    tell(&rejection, &accepted, listener, cx);
+}
+
+/// Counts the refusal and tells of it.
+fn tell(rejection: &Rejection, accepted: &AcceptedSocket, listener: &ListenerContext, cx: &Context) {
+    cx.shared.guard.count(rejection);
+    listener.metrics.rejected(Some(rejection.reason().as_str()));
+    listener.metrics.ended(Action::Reject);
+    record::tell_rejection(rejection, accepted.peer, listener, cx);
+}
+
+/// Holds the connection until it is admitted, at most for `max`.
+async fn delay(
+    accepted: AcceptedSocket,
+    mut rejection: Rejection,
+    max: Duration,
+    hold: Hold,
+    listener: Rc<ListenerContext>,
+    cx: Rc<Context>,
+) {
+    let mut timer = cx.timers.timer();
+    let deadline = timer.now() + max;
+    while timer.now() < deadline {
+        let again = deadline.min(timer.now() + rejection.retry_after());
+        if !pause(&cx, &mut timer, again).await {
+            break;
+        }
+        match cx.shared.guard.admit(accepted.peer.ip(), &listener.name, Instant::now()) {
+            Ok(permit) => {
+                drop(hold);
+                return serve_admitted(accepted, permit, &listener, &cx).await;
+            }
+            Err(next) => rejection = next,
+        }
+    }
+    reset_on_close(&accepted.socket);
+    tell(&rejection, &accepted, &listener, &cx);
+}
+
+/// Holds the connection open and unread, and resets it. It is not even watched.
+async fn tarpit(socket: OwnedFd, time: Duration, _hold: Hold, cx: Rc<Context>) {
+    let mut timer = cx.timers.timer();
+    let until = timer.now() + time;
+    pause(&cx, &mut timer, until).await;
+    reset_on_close(&socket);
+}
+
+/// Waits; not once draining has begun, which is what it says.
+async fn pause(cx: &Context, timer: &mut Timer<'_>, until: Moment) -> bool {
+    tokio::select! {
+        biased;
+        () = cx.shared.draining.cancelled() => false,
+        _ = timer.timeout_at(until, pending::<()>()) => true,
+    }
+}
+
+/// A connection whose hello was read, on its way into a route.
+pub(super) struct Entering<'a> {
+    pub(super) permit: &'a mut ConnPermit,
+    pub(super) listener: &'a ListenerContext,
+    pub(super) route: &'a str,
+}
+
+/// Lets the connection into its route, or says how it is refused and for which limit.
+pub(super) async fn enter_route(
+    entering: Entering<'_>,
+    record: &mut ConnRecord,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Result<(), (Refusal, Rejection)> {
+    let Entering { permit, listener, route } = entering;
+    let client = record.client().ip();
+    let enter = |permit: &mut ConnPermit| permit.enter_route(client, &listener.name, route, Instant::now());
+    let Err(mut rejection) = enter(permit) else { return Ok(()) };
+    let refusal = match rejection.action() {
+        LimitAction::Reset => Refusal::Reset,
+        LimitAction::Close => Refusal::Close,
+        LimitAction::Drop => Refusal::Drop,
+        LimitAction::Delay { max } => {
+            let deadline = timer.now() + max;
+            let hold = permit.hold(Holding::Delayed);
+            while hold.is_some() && timer.now() < deadline {
+                let again = deadline.min(timer.now() + rejection.retry_after());
+                if !pause(cx, timer, again).await {
+                    break;
+                }
+                match enter(permit) {
+                    Ok(()) => return Ok(()),
+                    Err(next) => rejection = next,
+                }
+            }
+            Refusal::Reset
+        }
+        LimitAction::Tarpit { hold: time } => {
+            if let Some(_hold) = permit.hold(Holding::Tarpitted) {
+                let until = timer.now() + time;
+                pause(cx, timer, until).await;
+            }
+            Refusal::Reset
+        }
+    };
+    cx.shared.guard.count(&rejection);
+    listener.metrics.rejected(Some(rejection.reason().as_str()));
+    record.limited(rejection.limit().map(Arc::clone));
+    Err((refusal, rejection))
+}
