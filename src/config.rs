@@ -20,6 +20,7 @@ mod decode;
 mod error;
 mod file;
 mod limits;
+mod lists;
 mod overlap;
 mod pattern;
 mod resolve;
@@ -33,6 +34,7 @@ mod tests;
 
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use limits::{LimitAction, LimitConfig, Limits, Per, RateLimit};
+pub use lists::{ListFile, ListStamp};
 pub use pattern::{NamePattern, NameRegex};
 pub use schema::json_schema;
 pub use units::Rate;

@@ -18,18 +18,20 @@ use crate::telemetry::Registry;
 
 mod acl;
 mod cap;
+mod lists;
 mod rules;
 mod table;
 
 pub use acl::Acl;
 use cap::Cap;
 pub use cap::{Hold, Holding};
+use lists::Lists;
 use rules::{Rule, Rules, Taken};
 
 /// All limits of one process and what is counted against them.
 #[derive(Debug)]
 pub struct Guard {
-    acl: Acl,
+    lists: Lists,
     rules: Arc<Rules>,
 }
 
@@ -60,6 +62,8 @@ pub struct ConnPermit {
     rules: Arc<Rules>,
     taken: Taken,
     in_total: bool,
+    /// No limit by source concerns it, of its route neither.
+    exempt: bool,
 }
 
 /// A limit as it is now.
@@ -77,7 +81,7 @@ impl Guard {
     /// A guard with `limits`, of which `total` is how many connections there may be in all.
     pub fn new(limits: &Limits, total: usize, registry: &Registry) -> Self {
         let rules = Rules::new(&limits.by_source, Arc::new(Cap::new(total)), None, registry);
-        Self { acl: Acl::new(&limits.allow, &limits.deny), rules: Arc::new(rules) }
+        Self { lists: Lists::new(limits, registry), rules: Arc::new(rules) }
     }
 
     /// The guard of the next generation: with `limits`, and what this one knows. A limit keeps its table when its
@@ -88,7 +92,7 @@ impl Guard {
         self.rules.cap.resize(total);
         let cap = Arc::clone(&self.rules.cap);
         let rules = Rules::new(&limits.by_source, cap, Some(&self.rules), registry);
-        Self { acl: Acl::new(&limits.allow, &limits.deny), rules: Arc::new(rules) }
+        Self { lists: Lists::new(limits, registry), rules: Arc::new(rules) }
     }
 
     /// Admits a connection from `client` at `now`, or says why not. Costs one lookup in the lists and one in the
@@ -97,11 +101,15 @@ impl Guard {
     /// # Errors
     /// The first limit that it would break.
     pub fn admit(&self, client: IpAddr, listener: &str, now: Instant) -> Result<ConnPermit, Rejection> {
-        if !self.acl.allows(client) {
+        if !self.lists.allows(client) {
             return Err(Rejection { reason: Reason::Acl, rule: None, retry_after: Duration::MAX });
         }
-        let taken = self.rules.take_at_accept(client, listener, now)?;
-        Ok(ConnPermit { rules: Arc::clone(&self.rules), taken, in_total: false })
+        let exempt = self.lists.exempts(client);
+        let taken = match exempt {
+            true => Taken::Nothing,
+            false => self.rules.take_at_accept(client, listener, now)?,
+        };
+        Ok(ConnPermit { rules: Arc::clone(&self.rules), taken, in_total: false, exempt })
     }
 
     /// Counts a refusal, of which the client is told or not. One that is only put off is none yet.
@@ -129,6 +137,11 @@ impl Guard {
     /// The limits by source, in the order in which they are looked at.
     pub fn limits(&self) -> Vec<LimitStatus> {
         self.rules.all().map(Rule::status).collect()
+    }
+
+    /// Looks at the files of the lists, and reads those that have changed. Takes as long as the disk does.
+    pub fn refresh_lists(&self) {
+        self.lists.refresh();
     }
 
     /// Sets the gauges; to be called every few seconds.
@@ -164,6 +177,9 @@ impl ConnPermit {
         route: &str,
         now: Instant,
     ) -> Result<(), Rejection> {
+        if self.exempt {
+            return Ok(());
+        }
         self.rules.take_of_route(&mut self.taken, client, listener, route, now)
     }
 

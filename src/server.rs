@@ -31,6 +31,8 @@ use budget::{Budget, raise_descriptor_limit};
 
 /// How often histograms are folded and gauges of bounded tables are set.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often files of networks are looked at.
+const LISTS: Duration = Duration::from_secs(2);
 
 const BUILD: Family =
     Family { name: "portcullis_build_info", help: "The version that runs; always 1.", labels: &["version"] };
@@ -249,6 +251,7 @@ impl Bound {
         let patience = self.config.dns.timeout;
         let _ = control.block_on(async { tokio::time::timeout(patience, resolver.first_answers()).await });
         control.spawn(upkeep(Arc::clone(registry), Arc::clone(shared)));
+        control.spawn(watch_lists(Arc::clone(shared)));
         let mut signals =
             control.block_on(async { drain::Signals::listen(hangup) }).map_err(StartError::Thread)?;
         if let Some(admin) = self.admin {
@@ -292,6 +295,17 @@ fn force_after_workers(
         all.cancel();
     });
     control.block_on(drain::force_when_due(signals, &joined, shared, force, deadline));
+}
+
+/// Reads the files of networks again when they change.
+async fn watch_lists(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(LISTS);
+    loop {
+        interval.tick().await;
+        let guard = Arc::clone(&shared.guard);
+        // A disk may be slow, and this runtime has one thread.
+        let _ = tokio::task::spawn_blocking(move || guard.refresh_lists()).await;
+    }
 }
 
 async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {

@@ -137,7 +137,7 @@ fn describe(out: &mut String, preface: &Preface, from: IpAddr, listener: &str) {
 
 /// Whether the lists let the client in; the limits can only be told, since they depend on what came before.
 fn admission(out: &mut String, limits: &Limits, from: IpAddr, listener: &str) -> bool {
-    let allowed = Acl::new(&limits.allow, &limits.deny).allows(from);
+    let allowed = Acl::of(limits).allows(from);
     let verdict = if allowed { "may connect" } else { "may not connect: reset at accept" };
     let _ = writeln!(out, "lists     {from} {verdict}");
     for limit in limits.by_source.iter().filter(|limit| limit.is_for_listener(listener)) {

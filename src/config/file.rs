@@ -42,6 +42,13 @@ shape! {
         allow: OneOrMany<IpNet>,
         /// These networks may not connect.
         deny: OneOrMany<IpNet>,
+        /// Files with more of `allow`, a network a line; relative to the folder of this file, read again when they
+        /// change.
+        allow_files: OneOrMany<String>,
+        /// Files with more of `deny`.
+        deny_files: OneOrMany<String>,
+        /// No limit by source concerns these networks; `deny` does.
+        exempt: OneOrMany<IpNet>,
         /// What happens when the hello names a server that no route knows.
         unknown_sni: RejectWith,
         /// What happens when the hello names no server and no route has `sni = "none"`.

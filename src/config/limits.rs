@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::Rate;
+use super::{ListFile, Rate};
 
 /// Limits by source address and in all; but for those of routes they act at accept, before a byte is read.
 #[derive(Clone, Debug)]
@@ -15,6 +15,12 @@ pub struct Limits {
     pub allow: Vec<IpNet>,
     /// These networks may not connect.
     pub deny: Vec<IpNet>,
+    /// More of `allow`, from files. With one, only what is allowed may connect, be it empty.
+    pub allow_files: Vec<ListFile>,
+    /// More of `deny`, from files.
+    pub deny_files: Vec<ListFile>,
+    /// No limit by source concerns these; `deny` does.
+    pub exempt: Vec<IpNet>,
     /// The limits by source, in the order in which they are looked at; names are unique.
     pub by_source: Vec<LimitConfig>,
     /// Concurrent connections in all; `None` means derived from the limit of open files.

@@ -14,7 +14,7 @@ use super::error::ErrorKind;
 use super::schema::words;
 use super::source::Place;
 use super::{AdminAddr, ExpectedAction, LogFormat, LogTarget, NamePattern, NameRegex, Per, RejectWith};
-use crate::net::{ListenAddr, UpstreamAddr};
+use crate::net::{ListenAddr, UpstreamAddr, canonical};
 use crate::peek::{NameError, Protocol, ServerName};
 
 const REJECTS: [(&str, RejectWith); 4] = [
@@ -365,6 +365,20 @@ impl Text for IpNet {
         }
         Ok(network)
     }
+}
+
+/// Refuses IPv4 networks in the form that NAT64 gives them, which lists and limits never see (see
+/// [`canonical`](crate::net::canonical)).
+pub(super) fn nat64(network: IpNet) -> Result<IpNet, Problem> {
+    if let IpNet::V6(v6) = network
+        && let Some(prefix) = v6.prefix_len().checked_sub(96)
+        && let IpAddr::V4(v4) = canonical(v6.addr().into())
+    {
+        let message = format!("`{network}` is a network of IPv4 addresses behind NAT64");
+        return Err(Problem::new(ErrorKind::BadNetwork, message)
+            .hint(format!("their clients are matched as IPv4: write `\"{v4}/{prefix}\"`")));
+    }
+    Ok(network)
 }
 
 impl Text for ServerName {

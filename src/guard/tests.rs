@@ -5,7 +5,15 @@ use super::*;
 use crate::config::{LimitConfig, Per, Rate, RateLimit};
 
 fn limits(by_source: Vec<LimitConfig>) -> Limits {
-    Limits { allow: vec![], deny: vec![], by_source, total: None }
+    Limits {
+        allow: vec![],
+        deny: vec![],
+        allow_files: vec![],
+        deny_files: vec![],
+        exempt: vec![],
+        by_source,
+        total: None,
+    }
 }
 
 fn named(name: &str) -> LimitConfig {
@@ -55,6 +63,23 @@ fn a_denied_address_costs_no_entry() {
         guard(&Limits { deny, ..limits(vec![LimitConfig { rate: per_second(1), ..named("a") }]) }, 100);
     assert_eq!(refused(&guard, "192.0.2.9", Instant::now()), Some((Reason::Acl, None)));
     assert_eq!(guard.limits()[0].sources, 0);
+}
+
+#[test]
+fn no_limit_concerns_the_exempt_and_a_denial_does() {
+    let net = |text: &str| vec![text.parse().unwrap()];
+    let limits = limits(vec![
+        LimitConfig { connections: Some(1), ..named("at-accept") },
+        LimitConfig { connections: Some(1), routes: Some(vec![Arc::from("a")]), ..named("of-route") },
+    ]);
+    let guard = guard(&Limits { exempt: net("192.0.2.0/24"), deny: net("192.0.2.66/32"), ..limits }, 100);
+    let now = Instant::now();
+    let mut open = [(); 3].map(|()| guard.admit(ip("192.0.2.1"), "default", now).unwrap());
+    assert!(open.iter_mut().all(|permit| permit.enter_route(ip("192.0.2.1"), "default", "a", now).is_ok()));
+    assert_eq!(guard.limits().iter().map(|limit| limit.sources).sum::<usize>(), 0);
+    assert_eq!(refused(&guard, "192.0.2.66", now), Some((Reason::Acl, None)));
+    let _one = guard.admit(ip("192.0.3.1"), "default", now).unwrap();
+    assert!(refused(&guard, "192.0.3.1", now).is_some());
 }
 
 #[test]

@@ -27,6 +27,7 @@ mod faults_slow;
 mod guard;
 mod guard_bandwidth;
 mod guard_limits;
+mod guard_lists;
 mod hello_splits;
 mod lifecycle;
 mod network;

@@ -1,5 +1,6 @@
 //! Settings that stand once: limits, timeouts, policies, DNS, admin, access log.
 
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -8,9 +9,10 @@ use super::super::decode::{At, Either, OneOrMany, Setting};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
+use super::super::values::nat64;
 use super::super::{
-    AccessLogConfig, AdminAddr, AdminConfig, DnsConfig, LimitConfig, Limits, ListenerConfig, LogFormat,
-    LogTarget, Policies, RateLimit, RejectWith, Timeouts,
+    AccessLogConfig, AdminAddr, AdminConfig, DnsConfig, LimitConfig, Limits, ListFile, ListenerConfig,
+    LogFormat, LogTarget, Policies, RateLimit, RejectWith, Timeouts,
 };
 use super::{Input, Output, inner, listeners, string, strings};
 
@@ -131,6 +133,10 @@ fn timeouts(input: &Input, out: &mut Output) -> Timeouts {
 
 fn limits(input: &Input, out: &mut Output) -> Limits {
     let (allow, deny) = acl(input, out);
+    let allow_files = list_files("allow_files", |file| &file.allow_files, input, out);
+    let deny_files = list_files("deny_files", |file| &file.deny_files, input, out);
+    let exempt = input.once("exempt", |file| &file.exempt, out);
+    let exempt = listed("exempt", exempt, out);
     let rate = rate(input, out);
     let at = input.once("connection_limit", |file| &file.connection_limit, out);
     let per_ip = match at.map(|at| &at.value) {
@@ -156,7 +162,7 @@ fn limits(input: &Input, out: &mut Output) -> Limits {
         limit.connections.is_some() || limit.before_hello.is_some() || limit.rate.is_some()
     };
     let by_source = short.into_iter().filter(limits).collect();
-    Limits { allow, deny, by_source, total: total.map(|n| n as usize) }
+    Limits { allow, deny, allow_files, deny_files, exempt, by_source, total: total.map(|n| n as usize) }
 }
 
 /// A number, or the word for having none.
@@ -186,8 +192,8 @@ fn rate(input: &Input, out: &mut Output) -> Option<RateLimit> {
 fn acl(input: &Input, out: &mut Output) -> (Vec<IpNet>, Vec<IpNet>) {
     let allow = input.once("allow", |file| &file.allow, out);
     let deny = input.once("deny", |file| &file.deny, out);
-    let allowed = networks("allow", allow, out);
-    let denied = networks("deny", deny, out);
+    let allowed = listed("allow", allow, out);
+    let denied = listed("deny", deny, out);
     if let (Some(allow), Some(deny)) = (allow, deny) {
         let first: std::collections::HashMap<_, _> =
             allow.value.0.iter().map(|at| (at.value, &at.place)).collect();
@@ -208,6 +214,46 @@ fn networks(key: &str, at: Option<&At<OneOrMany<IpNet>>>, out: &mut Output) -> V
     out.check_repeated(items, ToString::to_string);
     out.note(key, strings(items.iter().map(|at| at.value)), at.map(|at| &at.place));
     items.iter().map(|at| at.value).collect()
+}
+
+/// The same for a list of clients.
+fn listed(key: &str, at: Option<&At<OneOrMany<IpNet>>>, out: &mut Output) -> Vec<IpNet> {
+    for at in at.map_or(&[][..], |at| &at.value.0) {
+        if let Err(problem) = nat64(at.value) {
+            out.report(problem.at(&at.place));
+        }
+    }
+    networks(key, at, out)
+}
+
+/// Reads files of networks.
+fn list_files(
+    key: &str,
+    of: fn(&File) -> &Setting<OneOrMany<String>>,
+    input: &Input,
+    out: &mut Output,
+) -> Vec<ListFile> {
+    let at = input.once(key, of, out);
+    let items = at.map_or(&[][..], |at| &at.value.0);
+    out.check_repeated(items, Clone::clone);
+    out.note(key, strings(items.iter().map(|at| &at.value)), at.map(|at| &at.place));
+    let mut files = Vec::new();
+    for item in items {
+        let folder = item.place.file().name().parent().unwrap_or(Path::new(""));
+        let path = folder.join(&item.value);
+        match ListFile::read(&path) {
+            Ok(file) => files.push(file),
+            Err(errors) => {
+                // Bad lines have a place of their own; that there is nothing to read is wrong here.
+                let place = |error: &ConfigError| match error.origin() {
+                    Some(_) => error.clone(),
+                    None => error.clone().at(&item.place),
+                };
+                errors.iter().for_each(|error| out.report(place(error)));
+            }
+        }
+    }
+    files
 }
 
 fn policy(

@@ -122,6 +122,45 @@ fn every_mistake_is_told_with_what_to_write_instead() {
 }
 
 #[test]
+fn lists_of_clients_may_come_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = |settings: &str, list: &str| {
+        std::fs::write(folder.path().join("list.txt"), list).unwrap();
+        let main = folder.path().join("main.toml");
+        let route = "[[route]]\nsni = \"a.test\"\nto = \"10.0.0.1:443\"\n";
+        std::fs::write(&main, format!("listen = \":443\"\n{settings}\n{route}")).unwrap();
+        Config::load(&main)
+    };
+    let both = "deny_files = \"list.txt\"\nallow_files = [\"list.txt\"]\nexempt = \"10.0.0.0/8\"";
+    let config = load(both, "192.0.2.0/24\n").unwrap();
+    let limits = &config.limits;
+    assert_eq!(limits.deny_files[0].networks[..], ["192.0.2.0/24".parse().unwrap()]);
+    assert_eq!(limits.allow_files[0].path, folder.path().join("list.txt"), "relative to the file");
+    assert_eq!(limits.exempt, ["10.0.0.0/8".parse().unwrap()]);
+    let effective: Vec<_> = ["allow_files", "deny_files", "exempt"]
+        .iter()
+        .map(|key| config.effective.iter().find(|setting| setting.key == *key).unwrap().value.clone())
+        .collect();
+    assert_eq!(effective, ["\"list.txt\"", "\"list.txt\"", "\"10.0.0.0/8\""]);
+
+    let told = |settings: &str, list: &str| {
+        let errors = load(settings, list).unwrap_err();
+        let error = errors.iter().next().unwrap();
+        let origin = error.origin().unwrap();
+        let file = origin.file.file_name().unwrap().to_string_lossy().into_owned();
+        (format!("{file}:{}", origin.line), error.kind().as_str())
+    };
+    let deny = "deny_files = \"list.txt\"";
+    assert_eq!(told(deny, "10.0.0.0/8\nx\n"), ("list.txt:2".to_owned(), "bad-network"));
+    assert_eq!(told("deny_files = \"no.txt\"", ""), ("main.toml:2".to_owned(), "io"));
+    let twice = "deny_files = [\"list.txt\", \"list.txt\"]";
+    assert_eq!(told(twice, ""), ("main.toml:2".to_owned(), "duplicate-value"));
+    let nat64 = ("main.toml:2".to_owned(), "bad-network");
+    assert_eq!(told("exempt = \"64:ff9b::a00:0/104\"", ""), nat64);
+    assert_eq!(told("deny = \"64:ff9b::a00:0/104\"", ""), nat64);
+}
+
+#[test]
 fn names_are_unique_and_limits_not_without_number() {
     let limit = |name: &str| format!("[[limit]]\nname = \"{name}\"\nconnections = 1\n");
     let told = errors(&format!("{}{}", limit("x"), limit("x")));
