@@ -33,7 +33,7 @@ mod values;
 mod tests;
 
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
-pub use limits::{LimitAction, LimitConfig, Limits, Per, RateLimit};
+pub use limits::{BanRule, LimitAction, LimitConfig, Limits, Per, RateLimit};
 pub use lists::{ListFile, ListStamp};
 pub use pattern::{NamePattern, NameRegex};
 pub use schema::json_schema;

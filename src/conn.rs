@@ -5,6 +5,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::{ActionConfig, RejectWith};
 use crate::net::{Socket, Timer};
@@ -77,6 +78,9 @@ async fn establish<'a>(
         Ok(preface) => preface,
         Err(error) => {
             listener.metrics.hello_failed(&error);
+            if matches!(error, peek::PeekError::Hello(_)) {
+                cx.shared.guard.strike(record.client().ip(), Instant::now());
+            }
             if error.is_refused() {
                 record.refused();
             }

@@ -10,28 +10,46 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
+use metrics::{Counter, Gauge};
 use serde::Serialize;
+use tracing::debug;
 
-use crate::config::{LimitAction, Limits};
+use crate::config::{BanRule, LimitAction, Limits};
 use crate::net::Throttle;
-use crate::telemetry::Registry;
+use crate::telemetry::{Family, Registry};
 
 mod acl;
+mod bans;
 mod cap;
 mod lists;
 mod rules;
+mod strikes;
 mod table;
 
 pub use acl::Acl;
+use bans::Bans;
+pub use bans::{BanError, BanStatus};
 use cap::Cap;
 pub use cap::{Hold, Holding};
 use lists::Lists;
 use rules::{Rule, Rules, Taken};
+use strikes::Strikes;
+
+const BANS: Family = Family {
+    name: "portcullis_bans_total",
+    help: "Networks banned, by the rule or by hand.",
+    labels: &["by"],
+};
+const BANS_ACTIVE: Family =
+    Family { name: "portcullis_bans_active", help: "Networks that are banned now.", labels: &[] };
 
 /// All limits of one process and what is counted against them.
 #[derive(Debug)]
 pub struct Guard {
     lists: Lists,
+    bans: Arc<Bans>,
+    banning: Banning,
     rules: Arc<Rules>,
 }
 
@@ -40,6 +58,8 @@ pub struct Guard {
 pub enum Reason {
     /// Its address is in a denied network, or in none of the allowed ones.
     Acl,
+    /// Its address is banned.
+    Banned,
     /// Its source opened connections faster than allowed.
     RateLimit,
     /// Its source has as many connections as allowed.
@@ -66,6 +86,16 @@ pub struct ConnPermit {
     exempt: bool,
 }
 
+/// Who is banned by rule, and what is counted of bans.
+#[derive(Debug)]
+struct Banning {
+    strikes: Option<Arc<Strikes>>,
+    reason: Arc<str>,
+    active: Gauge,
+    by_rule: Counter,
+    by_hand: Counter,
+}
+
 /// A limit as it is now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LimitStatus {
@@ -81,7 +111,12 @@ impl Guard {
     /// A guard with `limits`, of which `total` is how many connections there may be in all.
     pub fn new(limits: &Limits, total: usize, registry: &Registry) -> Self {
         let rules = Rules::new(&limits.by_source, Arc::new(Cap::new(total)), None, registry);
-        Self { lists: Lists::new(limits, registry), rules: Arc::new(rules) }
+        Self {
+            lists: Lists::new(limits, registry),
+            bans: Arc::new(Bans::new()),
+            banning: Banning::new(limits.ban, None, registry),
+            rules: Arc::new(rules),
+        }
     }
 
     /// The guard of the next generation: with `limits`, and what this one knows. A limit keeps its table when its
@@ -92,10 +127,16 @@ impl Guard {
         self.rules.cap.resize(total);
         let cap = Arc::clone(&self.rules.cap);
         let rules = Rules::new(&limits.by_source, cap, Some(&self.rules), registry);
-        Self { lists: Lists::new(limits, registry), rules: Arc::new(rules) }
+        Self {
+            lists: Lists::new(limits, registry),
+            bans: Arc::clone(&self.bans),
+            banning: Banning::new(limits.ban, Some(&self.banning), registry),
+            rules: Arc::new(rules),
+        }
     }
 
-    /// Admits a connection from `client` at `now`, or says why not. Costs one lookup in the lists and one in the
+    /// Admits a connection from `client` at `now`, or says why not. Costs one lookup in the lists, one in the bans if
+    /// there are any, and one in the
     /// table of each limit for this `listener`, under the lock of one of its shards. It takes all of them or none.
     ///
     /// # Errors
@@ -105,6 +146,9 @@ impl Guard {
             return Err(Rejection { reason: Reason::Acl, rule: None, retry_after: Duration::MAX });
         }
         let exempt = self.lists.exempts(client);
+        if !exempt && self.bans.concern(client, now) {
+            return Err(Rejection { reason: Reason::Banned, rule: None, retry_after: Duration::MAX });
+        }
         let taken = match exempt {
             true => Taken::Nothing,
             false => self.rules.take_at_accept(client, listener, now)?,
@@ -112,11 +156,44 @@ impl Guard {
         Ok(ConnPermit { rules: Arc::clone(&self.rules), taken, in_total: false, exempt })
     }
 
-    /// Counts a refusal, of which the client is told or not. One that is only put off is none yet.
-    pub fn count(&self, rejection: &Rejection) {
+    /// Counts a refusal by a limit, which may earn the client a ban. One that is only put off is none yet.
+    pub fn refused(&self, rejection: &Rejection, client: IpAddr, now: Instant) {
         if let Some(rule) = &rejection.rule {
             rule.count_rejection();
+            self.strike(client, now);
         }
+    }
+
+    /// Counts a malformed hello, or what is as bad: it may earn the client a ban.
+    pub fn strike(&self, client: IpAddr, now: Instant) {
+        if let Some(strikes) = &self.banning.strikes
+            && !self.lists.exempts(client)
+            && let Some(network) = strikes.strike(client, now)
+        {
+            debug!(%network, "banned by rule");
+            self.bans.ban_source(network, strikes.rule.length, &self.banning.reason, now);
+            self.banning.by_rule.increment(1);
+        }
+    }
+
+    /// Bans a network for a time, in the place of a ban that it has already.
+    ///
+    /// # Errors
+    /// When there are as many bans as there may be.
+    pub fn ban(&self, network: IpNet, length: Duration, reason: &str, now: Instant) -> Result<(), BanError> {
+        self.bans.ban(network, length, reason, now)?;
+        self.banning.by_hand.increment(1);
+        Ok(())
+    }
+
+    /// Lifts the ban of exactly this network; whether there was one.
+    pub fn unban(&self, network: IpNet, now: Instant) -> bool {
+        self.bans.unban(network, now)
+    }
+
+    /// The bans that are left, in the order in which they end.
+    pub fn bans(&self, now: Instant) -> Vec<BanStatus> {
+        self.bans.all(now)
     }
 
     /// Room to hold a connection that a limit refuses; `None` when as many are held as may be.
@@ -144,9 +221,29 @@ impl Guard {
         self.lists.refresh();
     }
 
-    /// Sets the gauges; to be called every few seconds.
-    pub fn upkeep(&self) {
+    /// Sets the gauges and forgets the bans that have ended; to be called every few seconds.
+    pub fn upkeep(&self, now: Instant) {
         self.rules.all().for_each(Rule::upkeep);
+        #[allow(clippy::cast_precision_loss, reason = "the table is bounded")]
+        self.banning.active.set(self.bans.upkeep(now) as f64);
+    }
+}
+
+impl Banning {
+    /// The same rule goes on with what it has counted.
+    fn new(rule: Option<BanRule>, before: Option<&Self>, registry: &Registry) -> Self {
+        let known = before.and_then(|before| before.strikes.clone());
+        let strikes = rule.map(|rule| match known.filter(|known| known.rule == rule) {
+            Some(known) => known,
+            None => Arc::new(Strikes::new(rule)),
+        });
+        Self {
+            strikes,
+            reason: Arc::from("rule"),
+            active: registry.gauge(&BANS_ACTIVE, &[]),
+            by_rule: registry.counter(&BANS, &["rule"]),
+            by_hand: registry.counter(&BANS, &["hand"]),
+        }
     }
 }
 
@@ -227,12 +324,13 @@ impl Rejection {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Acl, Self::RateLimit, Self::ConnLimit, Self::BeforeHello];
+    pub const ALL: [Self; 5] = [Self::Acl, Self::Banned, Self::RateLimit, Self::ConnLimit, Self::BeforeHello];
 
     /// The word for it in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Acl => "acl",
+            Self::Banned => "banned",
             Self::RateLimit => "rate_limit",
             Self::ConnLimit => "connection_limit",
             Self::BeforeHello => "before_hello",

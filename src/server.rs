@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
@@ -317,7 +317,7 @@ async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
     loop {
         interval.tick().await;
         registry.upkeep();
-        shared.guard.upkeep();
+        shared.guard.upkeep(Instant::now());
         for (load, live) in loads.iter().zip(shared.workers.live()) {
             #[allow(clippy::cast_precision_loss, reason = "a count of connections is far below 2^52")]
             load.set(live as f64);

@@ -47,8 +47,10 @@ shape! {
         allow_files: OneOrMany<String>,
         /// Files with more of `deny`.
         deny_files: OneOrMany<String>,
-        /// No limit by source concerns these networks; `deny` does.
+        /// No limit by source and no ban concerns these networks; `deny` does.
         exempt: OneOrMany<IpNet>,
+        /// Bans addresses that are refused by limits, or send malformed hellos, again and again.
+        ban: Ban,
         /// What happens when the hello names a server that no route knows.
         unknown_sni: RejectWith,
         /// What happens when the hello names no server and no route has `sni = "none"`.
@@ -156,6 +158,18 @@ shape! {
         ipv4: Whole<8, 32>,
         /// Of IPv6 addresses; 64 if left out.
         ipv6: Whole<32, 128>,
+    }
+}
+
+shape! {
+    /// Bans addresses that are refused by limits, or send malformed hellos, again and again.
+    struct Ban {
+        /// After so many times.
+        after: Whole<1, 1_000_000> = required,
+        /// Within so much time; `"1m"` if left out.
+        within: Duration,
+        /// For so long; `"10m"` if left out.
+        r#for: Duration,
     }
 }
 

@@ -19,10 +19,12 @@ pub struct Limits {
     pub allow_files: Vec<ListFile>,
     /// More of `deny`, from files.
     pub deny_files: Vec<ListFile>,
-    /// No limit by source concerns these; `deny` does.
+    /// No limit by source and no ban concerns these; `deny` does.
     pub exempt: Vec<IpNet>,
     /// The limits by source, in the order in which they are looked at; names are unique.
     pub by_source: Vec<LimitConfig>,
+    /// Who is banned by rule; `None` means nobody.
+    pub ban: Option<BanRule>,
     /// Concurrent connections in all; `None` means derived from the limit of open files.
     pub total: Option<usize>,
 }
@@ -83,6 +85,18 @@ pub enum LimitAction {
         /// How long.
         hold: Duration,
     },
+}
+
+/// An address (IPv4 /32, IPv6 /64) that was refused by limits, or sent malformed hellos, `after` times `within` a
+/// time is banned for `length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BanRule {
+    /// How many times; at least 1.
+    pub after: u32,
+    /// In how much time; never zero.
+    pub within: Duration,
+    /// How long it is banned.
+    pub length: Duration,
 }
 
 /// A GCRA limit: `rate` on average, `burst` at once.

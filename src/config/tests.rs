@@ -423,6 +423,7 @@ fn the_schema_declares_every_key() {
         file::RateLimit::KEYS.len(),
         file::ConnectionLimit::KEYS.len(),
         file::Limit::KEYS.len(),
+        file::Ban::KEYS.len(),
         file::Prefixes::KEYS.len(),
         file::Dns::KEYS.len(),
         file::Admin::KEYS.len(),

@@ -54,7 +54,7 @@ pub(super) fn refuse(
 
 /// Counts the refusal and tells of it.
 fn tell(rejection: &Rejection, accepted: &AcceptedSocket, listener: &ListenerContext, cx: &Context) {
-    cx.shared.guard.count(rejection);
+    cx.shared.guard.refused(rejection, accepted.peer.ip(), Instant::now());
     listener.metrics.rejected(Some(rejection.reason().as_str()));
     listener.metrics.ended(Action::Reject);
     record::tell_rejection(rejection, accepted.peer, listener, cx);
@@ -150,7 +150,7 @@ pub(super) async fn enter_route(
             Refusal::Reset
         }
     };
-    cx.shared.guard.count(&rejection);
+    cx.shared.guard.refused(&rejection, client, Instant::now());
     listener.metrics.rejected(Some(rejection.reason().as_str()));
     record.limited(rejection.limit().map(Arc::clone));
     Err((refusal, rejection))

@@ -63,8 +63,9 @@ pub struct Termination {
 
 impl Termination {
     /// The reasons of connections that a limit, a policy or a route refused.
-    pub(super) const REJECTIONS: [&str; 8] = [
+    pub(super) const REJECTIONS: [&str; 9] = [
         "acl",
+        "banned",
         "rate_limit",
         "connection_limit",
         "before_hello",
@@ -93,7 +94,7 @@ impl Termination {
     fn refused(reason: Reason, stage: Stage) -> Self {
         let cause = match reason {
             Reason::Acl => Cause::Policy,
-            Reason::RateLimit | Reason::ConnLimit | Reason::BeforeHello => Cause::Limit,
+            Reason::Banned | Reason::RateLimit | Reason::ConnLimit | Reason::BeforeHello => Cause::Limit,
         };
         Self::new(cause, stage, reason.as_str())
     }

@@ -108,6 +108,7 @@ mod tests {
             deny_files: vec![ListFile::read(deny).unwrap()],
             exempt: vec!["10.0.0.0/8".parse().unwrap()],
             by_source: vec![],
+            ban: None,
             total: None,
         };
         Lists::new(&limits, &Registry::new().unwrap())

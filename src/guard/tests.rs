@@ -2,7 +2,7 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use super::*;
-use crate::config::{LimitConfig, Per, Rate, RateLimit};
+use crate::config::{BanRule, LimitConfig, Per, Rate, RateLimit};
 
 fn limits(by_source: Vec<LimitConfig>) -> Limits {
     Limits {
@@ -12,6 +12,7 @@ fn limits(by_source: Vec<LimitConfig>) -> Limits {
         deny_files: vec![],
         exempt: vec![],
         by_source,
+        ban: None,
         total: None,
     }
 }
@@ -128,7 +129,7 @@ fn limits_are_for_their_listeners_and_routes() {
     assert_eq!([enter(0, "a"), enter(1, "b"), enter(1, "a")], [Ok(()), Ok(()), Ok(())]);
     assert_eq!(enter(2, "a"), Err("a".to_owned()));
     let rejection = permits[2].enter_route(client, "default", "a", now).unwrap_err();
-    guard.count(&rejection);
+    guard.refused(&rejection, client, now);
     let told: Vec<_> = guard.limits().iter().map(|limit| (limit.sources, limit.rejections)).collect();
     assert_eq!(told, [(1, 0), (1, 1)]);
     drop((first, permits));
@@ -176,6 +177,50 @@ fn one_rate_for_all_connections_of_a_source_and_none_for_others() {
     assert!(guard.admit(ip("192.0.2.1"), "default", now).unwrap().throttle(now).is_some());
     let free = self::guard(&limits(vec![LimitConfig { connections: Some(5), ..named("open") }]), 100);
     assert!(free.admit(ip("192.0.2.1"), "default", now).unwrap().throttle(now).is_none());
+}
+
+#[test]
+fn who_is_refused_again_and_again_is_banned_for_a_time() {
+    let minute = Duration::from_secs(60);
+    let limits = Limits {
+        ban: Some(BanRule { after: 3, within: minute, length: 10 * minute }),
+        exempt: vec!["198.51.100.0/24".parse().unwrap()],
+        ..limits(vec![LimitConfig { rate: per_second(1), ..named("rate") }])
+    };
+    let registry = Registry::new().unwrap();
+    let guard = Guard::new(&limits, 100, &registry);
+    let (now, client) = (Instant::now(), "192.0.2.1");
+    assert_eq!(refused(&guard, client, now), None);
+    for _ in 0..3 {
+        let rejection = guard.admit(ip(client), "default", now).unwrap_err();
+        assert_eq!(rejection.reason(), Reason::RateLimit);
+        guard.refused(&rejection, ip(client), now);
+    }
+    let later = now + minute;
+    assert_eq!(refused(&guard, client, later), Some((Reason::Banned, None)));
+    assert_eq!(refused(&guard, "192.0.2.2", later), None);
+    let [ban] = &guard.bans(later)[..] else { panic!("one ban") };
+    assert_eq!((&*ban.network, ban.seconds_left, &*ban.reason), ("192.0.2.1/32", 540, "rule"));
+    assert_eq!(refused(&guard, client, now + 10 * minute), None, "it has ended");
+
+    // Malformed hellos count as well, those of exempt clients never.
+    for _ in 0..3 {
+        guard.strike(ip("2001:db8::1"), now);
+        guard.strike(ip("198.51.100.1"), now);
+    }
+    assert_eq!(refused(&guard, "2001:db8::2", later), Some((Reason::Banned, None)), "the same /64");
+    guard.ban("198.51.100.0/24".parse().unwrap(), minute, "by hand", now).unwrap();
+    assert_eq!(refused(&guard, "198.51.100.1", now), None, "exempt");
+
+    // Bans outlive a generation.
+    let renewed = guard.renewed(&Limits { ban: None, ..limits }, 100, &registry);
+    assert_eq!(refused(&renewed, client, later), Some((Reason::Banned, None)));
+    assert!(renewed.unban("192.0.2.1/32".parse().unwrap(), later));
+    assert_eq!(guard.bans(later).len(), 1, "the two generations share them");
+    renewed.upkeep(now + 2 * minute);
+    let text = registry.render();
+    assert!(text.contains("portcullis_bans_total{by=\"rule\"} 2"), "{text}");
+    assert!(text.contains("portcullis_bans_active 1"), "{text}");
 }
 
 /// It is in every connection for as long as that lasts.

@@ -26,6 +26,7 @@ mod faults_names;
 mod faults_slow;
 mod guard;
 mod guard_bandwidth;
+mod guard_bans;
 mod guard_limits;
 mod guard_lists;
 mod hello_splits;

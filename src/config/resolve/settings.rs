@@ -7,12 +7,12 @@ use ipnet::IpNet;
 
 use super::super::decode::{At, Either, OneOrMany, Setting};
 use super::super::error::{ConfigError, ErrorKind};
-use super::super::file::{File, Timeouts as TimeoutsTable};
+use super::super::file::{Ban, File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
 use super::super::values::nat64;
 use super::super::{
-    AccessLogConfig, AdminAddr, AdminConfig, DnsConfig, LimitConfig, Limits, ListFile, ListenerConfig,
-    LogFormat, LogTarget, Policies, RateLimit, RejectWith, Timeouts,
+    AccessLogConfig, AdminAddr, AdminConfig, BanRule, DnsConfig, LimitConfig, Limits, ListFile,
+    ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Timeouts,
 };
 use super::{Input, Output, inner, listeners, string, strings};
 
@@ -32,6 +32,11 @@ const PER_IP: u32 = 256;
 
 /// Connections of one address without their hello; a browser opens 6 a name.
 const BEFORE_HELLO: u32 = 32;
+
+/// In this time refusals make a ban.
+const BAN_WITHIN: Duration = Duration::from_secs(60);
+/// How long a ban lasts.
+const BAN_FOR: Duration = Duration::from_secs(600);
 
 /// Names of the limits that have a key of their own.
 pub(super) const LIMIT_NAMES: [&str; 2] = ["connection_limit", "rate_limit"];
@@ -162,7 +167,8 @@ fn limits(input: &Input, out: &mut Output) -> Limits {
         limit.connections.is_some() || limit.before_hello.is_some() || limit.rate.is_some()
     };
     let by_source = short.into_iter().filter(limits).collect();
-    Limits { allow, deny, allow_files, deny_files, exempt, by_source, total: total.map(|n| n as usize) }
+    let ban = ban(input, out);
+    Limits { allow, deny, allow_files, deny_files, exempt, by_source, ban, total: total.map(|n| n as usize) }
 }
 
 /// A number, or the word for having none.
@@ -187,6 +193,21 @@ fn rate(input: &Input, out: &mut Output) -> Option<RateLimit> {
     out.note("rate_limit.per_ip", string(rate), place);
     out.note("rate_limit.burst", limit.burst.to_string(), burst.map(|at| &at.place));
     Some(limit)
+}
+
+fn ban(input: &Input, out: &mut Output) -> Option<BanRule> {
+    let at = input.once("ban", |file| &file.ban, out);
+    let Some(Ban { after, within, r#for }) = at.map(|at| &at.value) else {
+        out.note("ban", string("off"), None);
+        return None;
+    };
+    let after = after.given()?;
+    out.note("ban.after", after.value.0.to_string(), Some(&after.place));
+    Some(BanRule {
+        after: after.value.0,
+        within: duration("ban.within", within.given(), BAN_WITHIN, DAY, out),
+        length: duration("ban.for", r#for.given(), BAN_FOR, IDLE_MAX, out),
+    })
 }
 
 fn acl(input: &Input, out: &mut Output) -> (Vec<IpNet>, Vec<IpNet>) {

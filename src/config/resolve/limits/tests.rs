@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use super::super::super::{Config, ConfigErrors, LimitAction};
+use super::super::super::{BanRule, Config, ConfigErrors, LimitAction};
 use super::*;
 
 fn parse(limits: &str) -> Result<Config, ConfigErrors> {
@@ -158,6 +158,37 @@ fn lists_of_clients_may_come_from_files() {
     let nat64 = ("main.toml:2".to_owned(), "bad-network");
     assert_eq!(told("exempt = \"64:ff9b::a00:0/104\"", ""), nat64);
     assert_eq!(told("deny = \"64:ff9b::a00:0/104\"", ""), nat64);
+}
+
+#[test]
+fn bans_by_rule() {
+    let config = |text: &str| Config::parse(Path::new("test.toml"), text);
+    let with = |ban: &str| {
+        config(&format!("listen = \":443\"\n{ban}\n[[route]]\nsni = \"a.test\"\nto = \"10.0.0.1:443\"\n"))
+    };
+    let rule = |ban: &str| with(ban).unwrap().limits.ban;
+    let seconds = Duration::from_secs;
+    assert_eq!(rule(""), None);
+    let short = BanRule { after: 20, within: seconds(60), length: seconds(600) };
+    assert_eq!(rule("ban = { after = 20 }"), Some(short));
+    let full = BanRule { after: 3, within: seconds(10), length: seconds(3600) };
+    assert_eq!(rule("ban = { after = 3, within = \"10s\", for = \"1h\" }"), Some(full));
+    for (ban, message) in [
+        ("ban = { within = \"1m\" }", "`after` is missing"),
+        ("ban = { after = 0 }", "`0` is not between 1 and 1000000"),
+        ("ban = { after = 1, within = \"0s\" }", "`ban.within` cannot be zero"),
+        ("ban = { after = 1, for = \"31d\" }", "`ban.for` is above 30d"),
+        ("ban = { after = 1, forr = \"1m\" }", "unknown key `forr`"),
+        ("ban = \"on\"", "expected a table, found a string"),
+    ] {
+        let errors = with(ban).expect_err(ban);
+        let told: Vec<_> = errors.iter().map(ConfigError::message).collect();
+        assert_eq!(told, [message], "{ban}");
+    }
+    let effective = with("ban = { after = 20 }").unwrap().effective;
+    let told = effective.iter().filter(|setting| setting.key.starts_with("ban"));
+    let told: Vec<_> = told.map(|setting| format!("{} = {}", setting.key, setting.value)).collect();
+    assert_eq!(told, ["ban.after = 20", "ban.within = \"1m\"", "ban.for = \"10m\""]);
 }
 
 #[test]
