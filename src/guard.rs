@@ -257,6 +257,11 @@ impl ConnPermit {
         }
     }
 
+    /// Takes over the place in the cap that the connection had while it was held.
+    pub fn take_place_of(&mut self, hold: Hold) {
+        self.in_total |= hold.give_place();
+    }
+
     /// The hello is there: from now on the connection no longer counts among those without.
     pub fn hello_done(&mut self) {
         self.rules.hello_done(&mut self.taken);

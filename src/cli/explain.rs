@@ -139,7 +139,15 @@ fn describe(out: &mut String, preface: &Preface, from: IpAddr, listener: &str) {
 fn admission(out: &mut String, limits: &Limits, from: IpAddr, listener: &str) -> bool {
     let allowed = Acl::of(limits).allows(from);
     let verdict = if allowed { "may connect" } else { "may not connect: reset at accept" };
-    let _ = writeln!(out, "lists     {from} {verdict}");
+    let exempt = !limits.exempt.is_empty() && Acl::new(&limits.exempt, &[]).allows(from);
+    let bans = limits.ban.filter(|_| !exempt).map_or(String::new(), |ban| {
+        format!("; banned for {:?} after {} refusals within {:?}", ban.length, ban.after, ban.within)
+    });
+    let _ = writeln!(out, "lists     {from} {verdict}{bans}");
+    if exempt {
+        let _ = writeln!(out, "limit     none: {from} is exempt");
+        return allowed;
+    }
     for limit in limits.by_source.iter().filter(|limit| limit.is_for_listener(listener)) {
         let _ = writeln!(out, "limit     {}", describe_limit(limit));
     }

@@ -77,8 +77,8 @@ async fn delay(
             break;
         }
         match cx.shared.guard.admit(accepted.peer.ip(), &listener.name, Instant::now()) {
-            Ok(permit) => {
-                drop(hold);
+            Ok(mut permit) => {
+                permit.take_place_of(hold);
                 return serve_admitted(accepted, permit, &listener, &cx).await;
             }
             Err(next) => rejection = next,

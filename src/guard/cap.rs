@@ -107,6 +107,13 @@ impl Cap {
     }
 }
 
+impl Hold {
+    /// Ends it without giving back its place in the cap; whether it had one.
+    pub(super) fn give_place(mut self) -> bool {
+        std::mem::take(&mut self.in_total)
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         self.cap.held(self.why).fetch_sub(1, Ordering::Relaxed);
@@ -128,6 +135,9 @@ mod tests {
         assert!(Cap::hold(&cap, Holding::Delayed, true).is_some(), "the two kinds are counted apart");
         drop(held);
         assert_eq!(cap.open(), 0);
+        let place = Cap::hold(&cap, Holding::Delayed, true).unwrap();
+        assert!(place.give_place() && cap.open() == 1 && cap.delayed.load(Ordering::Relaxed) == 0);
+        cap.give_back();
         let held: Vec<_> = std::iter::from_fn(|| Cap::hold(&cap, Holding::Delayed, false)).collect();
         assert_eq!((held.len(), cap.open()), (5, 0), "those that are counted already are not counted again");
         while cap.take() {}

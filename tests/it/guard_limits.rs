@@ -1,6 +1,6 @@
 //! `[[limit]]`: what counts as one source, where a limit acts, and what its client gets to see.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -78,8 +78,12 @@ fn probe_v6(source: &str, addr: SocketAddr, hello: &[u8]) -> Outcome {
     let source: Ipv6Addr = source.parse().unwrap();
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((source, 0)).into()).unwrap_or_else(|e| panic!("{source}: {e}"));
-    socket.connect_timeout(&addr.into(), SOON).unwrap_or_else(|e| panic!("{source} to {addr}: {e}"));
-    outcome(&mut TcpStream::from(socket), hello, SOON)
+    match socket.connect_timeout(&addr.into(), SOON) {
+        Ok(()) => outcome(&mut TcpStream::from(socket), hello, SOON),
+        // Refused as soon as it was there.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Outcome::Reset,
+        Err(error) => panic!("{source} to {addr}: {error}"),
+    }
 }
 
 #[test]
