@@ -62,6 +62,14 @@ fn limits(c: &mut Criterion) {
             });
         });
     }
+    let banned = guard("connection_limit = { per_ip = 'off', before_hello = 'off' }");
+    for n in 0..10_000 {
+        let network = IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n)));
+        banned.ban(network, Duration::from_secs(3600), "bench", now).expect("there is room");
+    }
+    c.bench_function("admit/no limit, 10,000 bans", |b| {
+        b.iter(|| black_box(banned.admit(client(7), "default", now).is_ok()));
+    });
     let guard = guard("rate_limit = '1/h'\nconnection_limit = { per_ip = 'off', before_hello = 'off' }");
     let offender = client(7);
     drop(guard.admit(offender, "default", now));

@@ -136,6 +136,26 @@ fn both_directions_count_together() {
 }
 
 #[test]
+fn a_limit_of_a_route_is_for_that_route_only() {
+    let backend = spouting();
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\n[[route]]\nname = 'slow'\nsni = 'slow.test'\nto = '{backend}'\n\
+         [[route]]\nname = 'fast'\nsni = 'fast.test'\nto = '{backend}'\n\
+         [[limit]]\nname = 'slow'\nbandwidth = '1MiB/s'\nroute = 'slow'\n"
+    ))
+    .streaming();
+    let open = |name: &str| {
+        let mut stream = connect_from(ME, proxy.addr());
+        stream.write_all(&to(name)).unwrap();
+        stream
+    };
+    let (mut slow, mut fast) = (open("slow.test"), open("fast.test"));
+    assert_rate(receive_until(&mut slow, Instant::now() + TIME), MIB);
+    let received = receive_until(&mut fast, Instant::now() + Duration::from_millis(500));
+    assert!(received > 8 * MIB, "{received} bytes in half a second without a limit");
+}
+
+#[test]
 fn small_exchanges_pass_at_once_under_a_limit_that_they_do_not_reach() {
     let backend = Backend::tagged("a");
     let proxy = proxy_with("64KiB/s", &backend);
