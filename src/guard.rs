@@ -121,7 +121,8 @@ impl Guard {
 
     /// The guard of the next generation: with `limits`, and what this one knows. A limit keeps its table when its
     /// name and all that the table depends on stay the same: `per`, `rate` and `bandwidth`. Permits given out
-    /// before release what they took, in the tables where they took it.
+    /// before release what they took, in the tables where they took it. The cap on connections in all is `total` from
+    /// now on, for both; bans are those of both.
     #[must_use]
     pub fn renewed(&self, limits: &Limits, total: usize, registry: &Registry) -> Self {
         self.rules.cap.resize(total);

@@ -49,8 +49,8 @@ shape! {
         deny_files: OneOrMany<String>,
         /// No limit by source and no ban concerns these networks; `deny` does.
         exempt: OneOrMany<IpNet>,
-        /// Bans addresses that are refused by limits, or send malformed hellos, again and again.
-        ban: Ban,
+        /// Bans addresses that are refused by limits, or send malformed hellos, again and again; a number is `after`.
+        ban: Either<WordOr<Off, Whole<1, 1_000_000>>, Ban>,
         /// What happens when the hello names a server that no route knows.
         unknown_sni: RejectWith,
         /// What happens when the hello names no server and no route has `sni = "none"`.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::super::decode::{At, Either, OneOrMany, Setting};
 use super::super::error::{ConfigError, ErrorKind};
-use super::super::file::{Ban, File, Timeouts as TimeoutsTable};
+use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
 use super::super::values::nat64;
 use super::super::{
@@ -197,16 +197,24 @@ fn rate(input: &Input, out: &mut Output) -> Option<RateLimit> {
 
 fn ban(input: &Input, out: &mut Output) -> Option<BanRule> {
     let at = input.once("ban", |file| &file.ban, out);
-    let Some(Ban { after, within, r#for }) = at.map(|at| &at.value) else {
-        out.note("ban", string("off"), None);
+    let (after, table) = match at.map(|at| &at.value) {
+        Some(Either::Short(after)) => (after.0.map(|after| (after, at.map(|at| &at.place))), None),
+        Some(Either::Table(table)) => {
+            (table.after.given().map(|at| (at.value, Some(&at.place))), Some(table))
+        }
+        None => (None, None),
+    };
+    let Some((after, place)) = after else {
+        out.note("ban", string("off"), at.map(|at| &at.place));
         return None;
     };
-    let after = after.given()?;
-    out.note("ban.after", after.value.0.to_string(), Some(&after.place));
+    out.note("ban.after", after.0.to_string(), place);
+    let within = table.and_then(|table| table.within.given());
+    let length = table.and_then(|table| table.r#for.given());
     Some(BanRule {
-        after: after.value.0,
-        within: duration("ban.within", within.given(), BAN_WITHIN, DAY, out),
-        length: duration("ban.for", r#for.given(), BAN_FOR, IDLE_MAX, out),
+        after: after.0,
+        within: duration("ban.within", within, BAN_WITHIN, DAY, out),
+        length: duration("ban.for", length, BAN_FOR, IDLE_MAX, out),
     })
 }
 

@@ -171,6 +171,7 @@ fn bans_by_rule() {
     assert_eq!(rule(""), None);
     let short = BanRule { after: 20, within: seconds(60), length: seconds(600) };
     assert_eq!(rule("ban = { after = 20 }"), Some(short));
+    assert_eq!((rule("ban = 20"), rule("ban = \"off\"")), (Some(short), None));
     let full = BanRule { after: 3, within: seconds(10), length: seconds(3600) };
     assert_eq!(rule("ban = { after = 3, within = \"10s\", for = \"1h\" }"), Some(full));
     for (ban, message) in [
@@ -179,7 +180,7 @@ fn bans_by_rule() {
         ("ban = { after = 1, within = \"0s\" }", "`ban.within` cannot be zero"),
         ("ban = { after = 1, for = \"31d\" }", "`ban.for` is above 30d"),
         ("ban = { after = 1, forr = \"1m\" }", "unknown key `forr`"),
-        ("ban = \"on\"", "expected a table, found a string"),
+        ("ban = \"on\"", "expected a whole number or \"off\", found a string"),
     ] {
         let errors = with(ban).expect_err(ban);
         let told: Vec<_> = errors.iter().map(ConfigError::message).collect();
