@@ -60,7 +60,8 @@ fn tell(rejection: &Rejection, accepted: &AcceptedSocket, listener: &ListenerCon
     record::tell_rejection(rejection, accepted.peer, listener, cx);
 }
 
-/// Holds the connection until it is admitted, at most for `max`.
+/// Holds the connection until it is admitted, at most for `max`, and no longer than what refuses it may be waited
+/// for: it may have been banned meanwhile.
 async fn delay(
     accepted: AcceptedSocket,
     mut rejection: Rejection,
@@ -71,7 +72,7 @@ async fn delay(
 ) {
     let mut timer = cx.timers.timer();
     let deadline = timer.now() + max;
-    while timer.now() < deadline {
+    while timer.now() < deadline && is_worth_waiting(&rejection) {
         let again = deadline.min(timer.now() + rejection.retry_after());
         if !pause(&cx, &mut timer, again).await {
             break;
@@ -86,6 +87,11 @@ async fn delay(
     }
     reset_on_close(&accepted.socket);
     tell(&rejection, &accepted, &listener, &cx);
+}
+
+/// Whether what refuses the connection only puts it off.
+fn is_worth_waiting(rejection: &Rejection) -> bool {
+    matches!(rejection.action(), LimitAction::Delay { .. })
 }
 
 /// Holds the connection open and unread, and resets it. It is not even watched.
@@ -130,7 +136,7 @@ pub(super) async fn enter_route(
         LimitAction::Delay { max } => {
             let deadline = timer.now() + max;
             let hold = permit.hold(Holding::Delayed);
-            while hold.is_some() && timer.now() < deadline {
+            while hold.is_some() && timer.now() < deadline && is_worth_waiting(&rejection) {
                 let again = deadline.min(timer.now() + rejection.retry_after());
                 if !pause(cx, timer, again).await {
                     break;

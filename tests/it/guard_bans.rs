@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use crate::support::backend::Backend;
-use crate::support::client::{Outcome, held, loopback, probe_from, served};
+use crate::support::client::{Outcome, connect_from, held, loopback, outcome, probe_from, served};
 use crate::support::hello::to;
 use crate::support::proxy::Proxy;
 use crate::support::{SOON, UNLIMITED, until};
@@ -69,4 +69,22 @@ fn refusals_by_a_limit_earn_a_ban_and_those_that_are_banned_no_longer_count() {
     assert_eq!(probe(ME, &proxy), Outcome::Reset);
     assert_eq!(probe(loopback(2), &proxy), served("a"));
     assert_eq!(backend.hits(), 2);
+}
+
+#[test]
+fn a_ban_ends_the_wait_of_what_is_put_off() {
+    let backend = Backend::tagged("a");
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{UNLIMITED}ban = 1\n\
+         [[route]]\nname = 'a'\nsni = 'a.test'\nto = '{backend}'\n\
+         [[limit]]\nname = 'one'\nconnections = 1\naction = 'delay'\ndelay_max = '1m'\n"
+    ));
+    let mut first = connect_from(ME, proxy.addr());
+    proxy.wait_metric("portcullis_connections_active", &[], 1.0);
+    let mut late = connect_from(ME, proxy.addr());
+    assert_eq!(outcome(&mut late, &to("a.test"), Duration::from_millis(300)), Outcome::Open, "put off");
+    assert_eq!(outcome(&mut first, &MALFORMED, SOON), Outcome::Alert(10));
+    assert_eq!(outcome(&mut late, b"", SOON), Outcome::Reset, "long before a minute has passed");
+    proxy.access_line("refused for its ban", |line| line["reason"] == "banned");
+    assert_eq!(backend.hits(), 0);
 }
