@@ -84,7 +84,7 @@ fn copy(source: &mut TcpStream, destination: &mut TcpStream, scratch: &mut [u8],
 fn splice(source: &mut TcpStream, destination: &mut TcpStream, pipe: &mut Pipe, len: usize) {
     let mut left = len;
     while left > 0 {
-        match pipe.fill(&*source, false) {
+        match pipe.fill(&*source, usize::MAX, false) {
             Ok(Filled::Bytes(n)) => left -= n,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
             other => unreachable!("a connection with bytes in it: {other:?}"),

@@ -21,6 +21,8 @@ mod decode;
 mod diff;
 mod error;
 mod file;
+mod limits;
+mod lists;
 mod overlap;
 mod pattern;
 mod resolve;
@@ -34,6 +36,8 @@ mod tests;
 
 pub use diff::{Change, diff, fixed};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
+pub use limits::{BanRule, LimitAction, LimitConfig, Limits, Per, RateLimit};
+pub use lists::{ListFile, ListStamp};
 pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use schema::json_schema;
 pub use units::Rate;
@@ -176,32 +180,6 @@ pub struct Policies {
     pub no_sni: RejectWith,
     /// Not TLS, and no route for that protocol.
     pub unknown_protocol: RejectWith,
-}
-
-/// Limits by source address and in all; they act at accept, before a byte is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Only these networks may connect; empty means all. The longest prefix of `allow` and `deny` decides.
-    pub allow: Vec<IpNet>,
-    /// These networks may not connect.
-    pub deny: Vec<IpNet>,
-    /// New connections an address (IPv4 /32, IPv6 /64); `None` means no limit.
-    pub rate: Option<RateLimit>,
-    /// Concurrent connections an address; `None` means no limit.
-    pub per_ip: Option<u32>,
-    /// Concurrent connections an address that have not sent their hello yet; `None` means no limit.
-    pub before_hello: Option<u32>,
-    /// Concurrent connections in all; `None` means derived from the limit of open files.
-    pub total: Option<usize>,
-}
-
-/// A GCRA limit: `rate` on average, `burst` at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateLimit {
-    /// The average.
-    pub rate: Rate,
-    /// How many may come at once; at least 1.
-    pub burst: u32,
 }
 
 /// Deadlines and idle limits of a connection.

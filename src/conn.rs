@@ -4,17 +4,19 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::{ActionConfig, RejectWith};
+use crate::guard::ConnPermit;
 use crate::net::{Socket, Timer};
 use crate::peek::Preface;
-use crate::route::{Decision, Query};
+use crate::route::{Decision, Query, RouteId};
 use crate::snapshot::Snapshot;
 
 mod accept;
 mod balance;
 mod context;
+mod limited;
 mod metrics;
 mod passthrough;
 mod peek;
@@ -28,6 +30,7 @@ pub use accept::{accept_loop, take_over_loop};
 use balance::Admitted;
 pub use balance::{Inbox, Workers};
 pub use context::{Address, Context, ListenerContext, Shared};
+use limited::Entering;
 use metrics::Action;
 use passthrough::{Client, Established};
 use record::ConnRecord;
@@ -63,27 +66,19 @@ async fn establish<'a>(
     let snapshot = cx.shared.snapshot.load_full();
     let limits = peek::Limits::new(&snapshot, &listener.name, timer.now());
     let mut said = Vec::new();
-    let destination = if named_later {
-        let whose = (&mut *record, &mut permit);
+    let mut destination = None;
+    if named_later {
+        let whose = (&mut *record, Entering { permit: &mut permit, listener: &listener });
         match Box::pin(proxy::identify(&mut stream, &mut said, limits, whose, cx, timer)).await {
-            Ok(destination) => destination,
+            Ok(named) => destination = named,
             Err(error) => return Err(proxy::turn_away(stream, error, &listener, record, cx, timer).await),
         }
-    } else {
-        None
-    };
+    }
     let peeked = peek::read_preface(&mut stream, &mut said, &cx.scratch, limits, timer).await;
     record.received(&said);
     let preface = match peeked {
         Ok(preface) => preface,
-        Err(error) => {
-            listener.metrics.hello_failed(&error);
-            if error.is_refused() {
-                record.refused();
-            }
-            refuse::refuse(stream, error.refusal(), record, &cx.scratch, timer).await;
-            return Err(error.into());
-        }
+        Err(error) => return Err(peek::turn_away(stream, error, &listener, record, cx, timer).await),
     };
     // From here on it may be closed at any time; and nothing has been done yet that would be in vain.
     stream.watch().map_err(|_| Termination::unwatched())?;
@@ -91,44 +86,77 @@ async fn establish<'a>(
     listener.metrics.hello_read(at.elapsed());
     record.peeked(&preface, snapshot.tells_ja4);
     let tls = preface.hello().is_some();
-    match route(&snapshot, &preface, &listener.name, record) {
-        Routed::To(index) => {
+    let entering = Entering { permit: &mut permit, listener: &listener };
+    match route(&snapshot, &preface, entering, record, cx, timer).await {
+        Ok(route) => {
             let client = Client { stream, said, destination, tls, counted: (permit, live) };
-            passthrough::connect(client, &snapshot, index, record, cx, timer).await
+            passthrough::connect(client, &snapshot, route, record, cx, timer).await
         }
-        Routed::Refuse(with, termination) => {
-            listener.metrics.rejected(termination.reason);
-            refuse::refuse(stream, Refusal::new(with, tls), record, &cx.scratch, timer).await;
-            Err(termination)
+        Err(Refused { with, why }) => {
+            refuse::refuse(stream, with.for_client(tls), record, &cx.scratch, timer).await;
+            Err(why)
         }
     }
 }
 
-/// What the route table's decision means for the connection.
-enum Routed {
-    To(crate::route::RouteId),
-    Refuse(RejectWith, Termination),
+/// A connection that no route takes, or one that refuses it, or lets no more in.
+struct Refused {
+    with: With,
+    why: Termination,
 }
 
-fn route(snapshot: &Arc<Snapshot>, preface: &Preface, listener: &str, record: &mut ConnRecord) -> Routed {
-    let query = Query { preface, client: record.client().ip(), listener };
-    match snapshot.table.find(&query) {
-        Decision::Route(route) => {
-            let action = match route.action() {
-                ActionConfig::Passthrough(_) => Action::Passthrough,
-                ActionConfig::Reject(_) => Action::Reject,
-            };
-            record.routed(action, &route.config.name, snapshot.live(route.id));
-            match route.action() {
-                ActionConfig::Passthrough(_) => Routed::To(route.id),
-                ActionConfig::Reject(with) => Routed::Refuse(*with, Termination::REJECTED),
-            }
+/// How it is told.
+enum With {
+    Policy(RejectWith),
+    Limit(Refusal),
+}
+
+impl With {
+    fn for_client(self, tls: bool) -> Refusal {
+        match self {
+            Self::Policy(with) => Refusal::new(with, tls),
+            Self::Limit(refusal) => refusal,
         }
+    }
+}
+
+/// Chooses the route, and counts the connection for the limits of that.
+async fn route(
+    snapshot: &Snapshot,
+    preface: &Preface,
+    entering: Entering<'_>,
+    record: &mut ConnRecord,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Result<RouteId, Refused> {
+    let listener = entering.listener;
+    let query = Query { preface, client: record.client().ip(), listener: &listener.name };
+    let (with, why) = match snapshot.table.find(&query) {
+        Decision::Route(route) => match route.action() {
+            ActionConfig::Passthrough(_) => {
+                record.routed(Action::Passthrough, &route.config.name, snapshot.live(route.id));
+                let enter = |permit: &mut ConnPermit, client| {
+                    permit.enter_route(client, &listener.name, &route.config.name, Instant::now())
+                };
+                let entered = limited::enter(entering, enter, record, cx, timer).await;
+                let refused = |(refusal, rejection)| Refused {
+                    with: With::Limit(refusal),
+                    why: Termination::limited(&rejection, Stage::Route),
+                };
+                return entered.map(|()| route.id).map_err(refused);
+            }
+            ActionConfig::Reject(with) => {
+                record.routed(Action::Reject, &route.config.name, snapshot.live(route.id));
+                (*with, Termination::REJECTED)
+            }
+        },
         Decision::NoRoute(why, with) => {
             record.refused();
-            Routed::Refuse(with, why.into())
+            (with, why.into())
         }
-    }
+    };
+    listener.metrics.rejected(why.reason);
+    Err(Refused { with: With::Policy(with), why })
 }
 
 #[cfg(test)]

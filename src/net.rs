@@ -11,13 +11,15 @@ mod socket;
 mod sockopt;
 mod timer;
 
-pub use addr::{AddrError, ClientKey, ListenAddr, UpstreamAddr};
+pub use addr::{AddrError, ListenAddr, UpstreamAddr, canonical};
 pub use connect::{Place, connect, probe_transparent};
 pub use listener::{AcceptedSocket, Listener, adopt, bind, probe};
 pub use pipe::{Filled, Pipe};
 pub use proxy_protocol::{Announcement, Opening, ProxyHeader, ProxyHeaderError, ProxyVersion};
 pub use reactor::Reactor;
-pub use relay::{Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side};
+pub use relay::{
+    Bucket, Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side, Throttle,
+};
 pub use socket::Socket;
 pub use sockopt::{BACKLOG, hide_close, reset_on_close};
 pub use timer::{Moment, Timer, Timers};

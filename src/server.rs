@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
@@ -41,11 +41,11 @@ use reload::{First, Live};
 
 /// How often histograms are folded and gauges of bounded tables are set.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How often files of networks are looked at.
+const LISTS: Duration = Duration::from_secs(2);
 
 const BUILD: Family =
     Family { name: "portcullis_build_info", help: "The version that runs; always 1.", labels: &["version"] };
-const SOURCES: Family =
-    Family { name: "portcullis_ratelimit_keys", help: "Source addresses remembered.", labels: &[] };
 const WORKER: Family = Family {
     name: "portcullis_worker_connections",
     help: "Connections that a worker has open; new ones go to another once it has clearly more.",
@@ -244,7 +244,7 @@ impl Bound {
         control.spawn(service::watch(pulses));
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
-            guard: ArcSwap::from_pointee(Guard::new(&config.limits, budget.connections)),
+            guard: ArcSwap::from_pointee(Guard::new(&config.limits, budget.connections, &registry)),
             access_log: ArcSwap::from_pointee(access_log),
             draining: CancellationToken::new(),
             failed: CancellationToken::new(),
@@ -301,6 +301,7 @@ fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Res
     // is down holds this up no longer than one query.
     control.block_on(live.first_answers());
     control.spawn(upkeep(Arc::clone(&registry), Arc::clone(&shared)));
+    control.spawn(watch_lists(Arc::clone(&shared)));
     let mut signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
     let (requests, mut asked) = channel(REQUESTS);
     let admin = admin.map(|admin| {
@@ -401,8 +402,19 @@ fn force_after_workers(
     control.block_on(drain::force_when_due(signals, &joined, shared, force, deadline));
 }
 
+/// Reads the files of networks again when they change.
+async fn watch_lists(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(LISTS);
+    loop {
+        interval.tick().await;
+        let guard = shared.guard.load_full();
+        // A disk may be slow, and this runtime has one thread.
+        let _ = tokio::task::spawn_blocking(move || guard.refresh_lists()).await;
+    }
+}
+
 async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
-    let (sources, cap) = (registry.gauge(&SOURCES, &[]), registry.gauge(&CAP, &[]));
+    let cap = registry.gauge(&CAP, &[]);
     let loads = (0..shared.workers.live().count()).map(|id| registry.gauge(&WORKER, &[&id.to_string()]));
     let loads = loads.collect::<Vec<_>>();
     let mut interval = tokio::time::interval(UPKEEP);
@@ -411,7 +423,7 @@ async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
         interval.tick().await;
         registry.upkeep();
         let guard = shared.guard.load_full();
-        sources.set(guard.known_sources() as f64);
+        guard.upkeep(Instant::now());
         cap.set(guard.cap() as f64);
         for (load, live) in loads.iter().zip(shared.workers.live()) {
             load.set(live as f64);

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use super::{ConfigArg, Exit, load, print};
-use crate::config::{ActionConfig, Config, Limits, RejectWith};
+use crate::config::{ActionConfig, Config, LimitConfig, Limits, RejectWith};
 use crate::guard::Acl;
 use crate::peek::{Alpn, ClientHello, Detector, HelloError, Ja4, Preface, Protocol, ServerName};
 use crate::route::{Decision, Query, RouteTable, Step};
@@ -85,7 +85,7 @@ impl Explain {
             }
         };
         describe(&mut out, &preface, self.from, &listener);
-        if admission(&mut out, &config.limits, self.from) {
+        if admission(&mut out, &config.limits, self.from, &listener) {
             let table = RouteTable::new(&config);
             decide(
                 &mut out,
@@ -143,20 +143,36 @@ fn describe(out: &mut String, preface: &Preface, from: IpAddr, listener: &str) {
 }
 
 /// Whether the lists let the client in; the limits can only be told, since they depend on what came before.
-fn admission(out: &mut String, limits: &Limits, from: IpAddr) -> bool {
-    let allowed = Acl::new(&limits.allow, &limits.deny).allows(from);
+fn admission(out: &mut String, limits: &Limits, from: IpAddr, listener: &str) -> bool {
+    let allowed = Acl::of(limits).allows(from);
     let verdict = if allowed { "may connect" } else { "may not connect: reset at accept" };
-    let _ = writeln!(out, "lists     {from} {verdict}");
-    let or_off = |limit: Option<u32>| limit.map_or("no limit".to_owned(), |limit| limit.to_string());
-    let rate =
-        limits.rate.map_or("no limit".to_owned(), |limit| format!("{}, burst {}", limit.rate, limit.burst));
-    let _ = writeln!(
-        out,
-        "limits    an address: new connections {rate}; open {}; before their hello {}",
-        or_off(limits.per_ip),
-        or_off(limits.before_hello)
-    );
+    let exempt = !limits.exempt.is_empty() && Acl::new(&limits.exempt, &[]).allows(from);
+    let bans = limits.ban.filter(|_| !exempt).map_or(String::new(), |ban| {
+        format!("; banned for {:?} after {} refusals within {:?}", ban.length, ban.after, ban.within)
+    });
+    let _ = writeln!(out, "lists     {from} {verdict}{bans}");
+    if exempt {
+        let _ = writeln!(out, "limit     none: {from} is exempt");
+        return allowed;
+    }
+    for limit in limits.by_source.iter().filter(|limit| limit.is_for_listener(listener)) {
+        let _ = writeln!(out, "limit     {}", describe_limit(limit));
+    }
     allowed
+}
+
+/// `name: 50/s, burst 100; 256 open; 32 before their hello, per "ip"`.
+fn describe_limit(limit: &LimitConfig) -> String {
+    let figures = [
+        limit.rate.map(|limit| format!("{}, burst {}", limit.rate, limit.burst)),
+        limit.connections.map(|n| format!("{n} open")),
+        limit.before_hello.map(|n| format!("{n} before their hello")),
+        limit.bandwidth.map(|n| format!("{n} bytes a second")),
+    ];
+    let figures: Vec<_> = figures.into_iter().flatten().collect();
+    let routes =
+        limit.routes.as_ref().map_or(String::new(), |routes| format!(", on route {}", routes.join(", ")));
+    format!("{}: {}, per {}{routes}; else {}", limit.name, figures.join("; "), limit.per, limit.action)
 }
 
 fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'_>) {

@@ -119,7 +119,7 @@ macro_rules! shape {
             /// Its keys.
             pub(super) const KEYS: &'static [$crate::config::decode::Key] = &[
                 $( $crate::config::decode::Key {
-                    name: stringify!($field),
+                    name: $crate::config::decode::key_name(stringify!($field)),
                     doc: concat!($($field_doc),*),
                     required: false $(|| $crate::config::decode::is_required(stringify!($required)))?,
                     schema: <$type as $crate::config::decode::Decode>::schema,
@@ -133,7 +133,7 @@ macro_rules! shape {
                 cx: &mut $crate::config::decode::Decoder<'_>,
             ) -> Self {
                 cx.check_keys(table, Self::KEYS, place);
-                Self { $( $field: cx.setting(table, stringify!($field)), )* }
+                Self { $( $field: cx.setting(table, $crate::config::decode::key_name(stringify!($field))), )* }
             }
         }
 
@@ -160,6 +160,17 @@ macro_rules! shape {
     };
 }
 pub(super) use shape;
+
+/// For `shape!`: the key that a field stands for, be it a keyword of Rust.
+pub(super) const fn key_name(field: &'static str) -> &'static str {
+    match field.as_bytes() {
+        [b'r', b'#', name @ ..] => match str::from_utf8(name) {
+            Ok(name) => name,
+            Err(_) => field,
+        },
+        _ => field,
+    }
+}
 
 /// For `shape!`: the only mark a key can have.
 pub(super) const fn is_required(mark: &str) -> bool {

@@ -7,9 +7,10 @@ use ipnet::IpNet;
 
 use super::account::{GroupEntry, UserEntry};
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
-use super::units::{ByteSize, Rate};
+use super::units::{Bandwidth, ByteSize, Rate};
 use super::values::{
-    AlpnName, Auto, ListenerName, Nameserver, Off, ProtocolWord, RouteName, SniWord, TestProtocol, WordOr,
+    AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord, RouteName,
+    SniWord, TestProtocol, WordOr,
 };
 use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
@@ -44,10 +45,21 @@ shape! {
         rate_limit: Either<WordOr<Off, Rate>, RateLimit>,
         /// Concurrent connections; a number is `per_ip`.
         connection_limit: Either<WordOr<Off, Whole<1, { u32::MAX }>>, ConnectionLimit>,
+        /// Further limits by source address.
+        limit: Tables<Limit>,
         /// Only these networks may connect; the longest prefix of `allow` and `deny` decides.
         allow: OneOrMany<IpNet>,
         /// These networks may not connect.
         deny: OneOrMany<IpNet>,
+        /// Files with more of `allow`, a network a line; relative to the folder of this file, read again when they
+        /// change.
+        allow_files: OneOrMany<String>,
+        /// Files with more of `deny`.
+        deny_files: OneOrMany<String>,
+        /// No limit by source and no ban concerns these networks; `deny` does.
+        exempt: OneOrMany<IpNet>,
+        /// Bans addresses that are refused by limits, or send malformed hellos, again and again; a number is `after`.
+        ban: Either<WordOr<Off, Whole<1, 1_000_000>>, Ban>,
         /// What happens when the hello names a server that no route knows.
         unknown_sni: RejectWith,
         /// What happens when the hello names no server and no route has `sni = "none"`.
@@ -116,6 +128,59 @@ shape! {
         before_hello: WordOr<Off, Whole<1, { u32::MAX }>>,
         /// In all; `"auto"` derives it from the limit of open files.
         total: WordOr<Auto, Whole<1, { u32::MAX }>>,
+    }
+}
+
+shape! {
+    /// A limit by source address.
+    struct Limit {
+        /// The name for logs and metrics.
+        name: LimitName = required,
+        /// What counts as one source: `"ip"` (IPv4 /32, IPv6 /64), `"network"` (/24, /56), `"site"` (/24, /48),
+        /// `"all"`, or lengths of prefixes.
+        per: Either<PerWord, Prefixes>,
+        /// New connections, on average.
+        rate: Rate,
+        /// How many may come at once; by default the number in `rate`.
+        burst: Whole<1, { u32::MAX }>,
+        /// Concurrent connections.
+        connections: Whole<1, { u32::MAX }>,
+        /// Concurrent connections whose hello is not complete.
+        before_hello: Whole<1, { u32::MAX }>,
+        /// Relayed bytes, both directions together, as in `"10MiB/s"`.
+        bandwidth: Bandwidth,
+        /// Listeners that it is for; by default all.
+        listener: OneOrMany<ListenerName>,
+        /// Routes that it is for; it then acts once the route is known.
+        route: OneOrMany<RouteName>,
+        /// What becomes of a connection that breaks it: `reset`, `close`, `drop`, `delay` or `tarpit`.
+        action: LimitWord,
+        /// With `delay`: how long a connection is held at most until it conforms.
+        delay_max: Duration,
+        /// With `tarpit`: how long a connection is held.
+        tarpit_for: Duration,
+    }
+}
+
+shape! {
+    /// Lengths of the prefixes that count as one source.
+    struct Prefixes {
+        /// Of IPv4 addresses; 32 if left out.
+        ipv4: Whole<8, 32>,
+        /// Of IPv6 addresses; 64 if left out.
+        ipv6: Whole<32, 128>,
+    }
+}
+
+shape! {
+    /// Bans addresses that are refused by limits, or send malformed hellos, again and again.
+    struct Ban {
+        /// After so many times.
+        after: Whole<1, 1_000_000> = required,
+        /// Within so much time; `"1m"` if left out.
+        within: Duration,
+        /// For so long; `"10m"` if left out.
+        r#for: Duration,
     }
 }
 

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use super::decode::{At, Either, Setting};
 use super::error::{ConfigError, ConfigErrors, ErrorKind};
-use super::file::{Admin, File, Listener, Route, Test};
+use super::file::{Admin, File, Limit, Listener, Route, Test};
 use super::source::{Place, Sources};
 use super::values::{Off, WordOr};
 use super::{AdminAddr, Config, Effective, Origin};
 
 mod cases;
+mod limits;
 mod listeners;
 mod routes;
 mod settings;
@@ -21,8 +22,9 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
     let mut out = Output { errors, effective: Vec::new() };
     let input = Input { files, incomplete, top };
     let listeners = listeners::resolve(&input, &mut out);
-    let settings = settings::resolve(&input, &listeners, &mut out);
+    let mut settings = settings::resolve(&input, &listeners, &mut out);
     let routes = routes::resolve(&input, &listeners, &settings.timeouts, &mut out);
+    settings.limits.by_source.extend(limits::resolve(&input, &listeners, &routes, &mut out));
     let tests = cases::resolve(&input, &listeners, &routes, &mut out);
     if damaged {
         out.errors.retain(|error| error.kind() != ErrorKind::MissingKey);
@@ -102,6 +104,10 @@ impl Input {
 
     fn routes(&self) -> impl Iterator<Item = &At<Route>> {
         self.files.iter().flat_map(|file| file.route.tables())
+    }
+
+    fn limits(&self) -> impl Iterator<Item = &At<Limit>> {
+        self.files.iter().flat_map(|file| file.limit.tables())
     }
 
     fn tests(&self) -> impl Iterator<Item = &At<Test>> {

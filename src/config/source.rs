@@ -15,7 +15,7 @@ use super::error::{ConfigError, ConfigErrors, ErrorKind};
 use super::{Origin, file};
 
 /// Largest file read: 100,000 routes are about 8 MB, and offsets fit 32 bits.
-const MAX_FILE: usize = 16 * 1024 * 1024;
+pub(super) const MAX_FILE: usize = 16 * 1024 * 1024;
 
 /// Syntax errors kept a file: one forgotten quote can make hundreds.
 const MAX_SYNTAX_ERRORS: usize = 20;
@@ -68,6 +68,10 @@ impl SourceFile {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(ends.map(|(at, _)| offset(at + 1))).collect();
         Arc::new(Self { name: name.into(), index, text, lines })
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     pub(super) fn name(&self) -> &Path {
@@ -341,7 +345,7 @@ fn syntax_error(source: &Arc<SourceFile>, error: &toml::de::Error) -> ConfigErro
 }
 
 /// The text of a file, and whether it is UTF-8; if not, the first bad byte is an error.
-fn decode_text(
+pub(super) fn decode_text(
     name: &Path,
     index: usize,
     bytes: Vec<u8>,
@@ -355,20 +359,20 @@ fn decode_text(
             let source = SourceFile::new(name, index, text);
             let place = Place::new(&source, at..at + 1);
             let error = ConfigError::new(ErrorKind::Encoding, "the file is not UTF-8 here").at(&place);
-            errors.push(error.hint("TOML files are UTF-8; convert it, for instance with `iconv -t UTF-8`"));
+            errors.push(error.hint("files are UTF-8; convert it, for instance with `iconv -t UTF-8`"));
             (source, false)
         }
     }
 }
 
 /// At most one byte more than [`MAX_FILE`], so that devices and growing files end too.
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> ConfigError {
     ConfigError::new(ErrorKind::Io, format!("cannot read `{}`: {error}", path.display()))
 }
 

@@ -141,8 +141,11 @@ fn the_example_resolves_to_what_it_says() {
     assert_eq!((timeouts.hello, timeouts.connect, timeouts.idle), (secs(5), secs(3), secs(600)));
     assert_eq!((timeouts.half_closed, timeouts.drain), (secs(60), secs(90)));
     let limits = &config.limits;
-    assert_eq!(limits.rate, Some(RateLimit { rate: Rate { count: 50, period: secs(1) }, burst: 100 }));
-    assert_eq!((limits.per_ip, limits.before_hello, limits.total), (None, Some(32), Some(20_000)));
+    let named = |name: &str| limits.by_source.iter().find(|limit| &*limit.name == name).unwrap();
+    let rate = RateLimit { rate: Rate { count: 50, period: secs(1) }, burst: 100 };
+    assert_eq!(*named("rate_limit"), LimitConfig { rate: Some(rate), ..LimitConfig::named("rate_limit") });
+    let open = named("connection_limit");
+    assert_eq!((open.connections, open.before_hello, limits.total), (None, Some(32), Some(20_000)));
     assert_eq!(limits.allow, [net("10.0.0.0/8"), net("2001:db8::/32"), net("192.0.2.1/32")]);
     assert_eq!(limits.deny, [net("10.1.0.0/16")]);
     let policies = config.policies;
@@ -212,11 +215,9 @@ fn short_forms_and_keys_made_of_protocol_and_alpn() {
     let config = parse(text).unwrap();
     assert_eq!(config.admin.unwrap().bind, AdminAddr::Unix("/run/p.sock".into()));
     assert_eq!(config.access_log.to, LogTarget::Off);
-    assert_eq!(
-        (config.limits.per_ip, config.limits.before_hello, config.limits.total),
-        (Some(10), Some(32), None)
-    );
-    let rate = config.limits.rate.unwrap();
+    let [open, rate] = config.limits.by_source.as_slice() else { panic!("two limits") };
+    assert_eq!((open.connections, open.before_hello, config.limits.total), (Some(10), Some(32), None));
+    let rate = rate.rate.unwrap();
     assert_eq!((rate.rate.to_string().as_str(), rate.burst), ("5/10s", 5));
     for (route, name) in config.routes.iter().zip(["", "#2", "#3", "#4"]) {
         assert_eq!(route.keys, [RouteKey::Sni(NamePattern::Any), RouteKey::NoSni]);
@@ -525,6 +526,9 @@ fn the_schema_declares_every_key() {
         file::Timeouts::KEYS.len(),
         file::RateLimit::KEYS.len(),
         file::ConnectionLimit::KEYS.len(),
+        file::Limit::KEYS.len(),
+        file::Ban::KEYS.len(),
+        file::Prefixes::KEYS.len(),
         file::Dns::KEYS.len(),
         file::Admin::KEYS.len(),
         file::AccessLog::KEYS.len(),

@@ -31,6 +31,10 @@ pub struct Rate {
     pub period: Duration,
 }
 
+/// Bytes a second, written `"10MiB/s"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Bandwidth(pub(super) u64);
+
 /// A number of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ByteSize(pub(super) u64);
@@ -60,6 +64,12 @@ impl fmt::Display for ByteSize {
             size => *SIZE.iter().find(|(_, bytes)| size % bytes == 0).unwrap_or(&("B", 1)),
         };
         write!(f, "{}{unit}", self.0 / bytes)
+    }
+}
+
+impl fmt::Display for Bandwidth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", ByteSize(self.0))
     }
 }
 
@@ -123,6 +133,30 @@ impl Text for ByteSize {
             Problem::new(ErrorKind::BadValue, format!("{} is not a size", quote(text))).hint(
                 "write a whole number with `B`, `KiB`, `MiB`, `GiB`, `kB`, `MB` or `GB`, as in `\"16KiB\"`",
             )
+        })
+    }
+}
+
+impl Text for Bandwidth {
+    const EXPECTED: &'static str = "a bandwidth such as \"10MiB/s\"";
+
+    fn constraints() -> Value {
+        json!({ "pattern": "^[0-9]+(B|kB|MB|GB|KiB|MiB|GiB)/s$", "examples": ["10MiB/s"] })
+    }
+
+    fn bare_number(number: &str) -> Option<Problem> {
+        let problem = Problem::new(ErrorKind::MissingUnit, "a bandwidth needs a unit");
+        Some(problem.hint(format!("write `\"{number}B/s\"` for bytes a second, or `\"{number}MiB/s\"`")))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        if let Some(problem) = bare::<Self>(text) {
+            return Err(problem);
+        }
+        let size = text.strip_suffix("/s").and_then(|size| ByteSize::parse(size).ok());
+        size.map(|size| Self(size.0)).ok_or_else(|| {
+            Problem::new(ErrorKind::BadValue, format!("{} is not a bandwidth", quote(text)))
+                .hint("write a size and `/s`, as in `\"10MiB/s\"`; bits are not counted")
         })
     }
 }
@@ -240,6 +274,17 @@ mod tests {
         for text in ["0B", "512B", "16KiB", "1MiB", "5kB", "3GB"] {
             assert_eq!(ByteSize::parse(text).ok().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn bandwidths() {
+        let bandwidth = |text| Bandwidth::parse(text).ok().map(|bandwidth| bandwidth.0);
+        assert_eq!(bandwidth("10MiB/s"), Some(10 << 20));
+        assert_eq!(bandwidth("500kB/s"), Some(500_000));
+        for bad in ["", "10", "10MiB", "/s", "10MiB/m", "10Mbit/s", "10 MiB/s", "-1B/s"] {
+            assert_eq!(bandwidth(bad), None, "{bad}");
+        }
+        assert_eq!(Bandwidth(10 << 20).to_string(), "10MiB/s");
     }
 
     #[test]

@@ -15,9 +15,10 @@ use super::error::ErrorKind;
 use super::schema::words;
 use super::source::Place;
 use super::{
-    AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, NamePattern, NameRegex, RejectWith, Sandbox,
+    AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, NamePattern, NameRegex, Per, RejectWith,
+    Sandbox,
 };
-use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
+use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr, canonical};
 use crate::peek::{Ja4, Ja4Error, NameError, Protocol, ServerName};
 
 const REJECTS: [(&str, RejectWith); 4] = [
@@ -51,6 +52,20 @@ const PROXY_VERSIONS: [(&str, ProxyVersion); 2] = [("v1", ProxyVersion::V1), ("v
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
 
 const SANDBOXES: [(&str, Sandbox); 2] = [("off", Sandbox::Off), ("landlock", Sandbox::Landlock)];
+const PERS: [(&str, PerWord); 4] = [
+    ("ip", PerWord(Per::IP)),
+    ("network", PerWord(Per::NETWORK)),
+    ("site", PerWord(Per::SITE)),
+    ("all", PerWord(Per::All)),
+];
+
+const LIMIT_ACTIONS: [(&str, LimitWord); 5] = [
+    ("reset", LimitWord::Reset),
+    ("close", LimitWord::Close),
+    ("drop", LimitWord::Drop),
+    ("delay", LimitWord::Delay),
+    ("tarpit", LimitWord::Tarpit),
+];
 
 /// A keyword that stands for the absence of a value.
 pub(super) trait Keyword {
@@ -95,6 +110,24 @@ pub(super) struct AlpnName(pub(super) Box<[u8]>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ListenerName(pub(super) String);
 
+/// The name of a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LimitName(pub(super) String);
+
+/// What a limit counts as one source, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PerWord(pub(super) Per);
+
+/// What `action` of a limit holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LimitWord {
+    Reset,
+    Close,
+    Drop,
+    Delay,
+    Tarpit,
+}
+
 /// The name of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RouteName(pub(super) String);
@@ -118,6 +151,13 @@ impl fmt::Display for ProtocolWord {
             Self::Is(protocol) => protocol.fmt(f),
             Self::Any => f.write_str("any"),
         }
+    }
+}
+
+impl fmt::Display for LimitWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = LIMIT_ACTIONS.iter().find(|(_, word)| word == self);
+        f.write_str(word.map_or("", |(word, _)| word))
     }
 }
 
@@ -174,6 +214,9 @@ word_value!(Sandbox, "\"landlock\" or \"off\"", SANDBOXES);
 word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);
 word_value!(ProxyVersion, "\"v1\" or \"v2\"", PROXY_VERSIONS);
 
+word_value!(PerWord, "\"ip\", \"network\", \"site\" or \"all\"", PERS);
+word_value!(LimitWord, "\"reset\", \"close\", \"drop\", \"delay\" or \"tarpit\"", LIMIT_ACTIONS);
+
 impl Text for String {
     const EXPECTED: &'static str = "a string";
 
@@ -191,6 +234,18 @@ impl Text for ListenerName {
 
     fn parse(text: &str) -> Result<Self, Problem> {
         checked_name(text, "listener", "-_").map(Self)
+    }
+}
+
+impl Text for LimitName {
+    const EXPECTED: &'static str = "the name of a limit";
+
+    fn constraints() -> Value {
+        json!({ "pattern": "^[A-Za-z0-9_-]+$" })
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        checked_name(text, "limit", "-_").map(Self)
     }
 }
 
@@ -346,6 +401,20 @@ impl Text for IpNet {
         }
         Ok(network)
     }
+}
+
+/// Refuses IPv4 networks in the form that NAT64 gives them, which lists and limits never see (see
+/// [`canonical`](crate::net::canonical)).
+pub(super) fn nat64(network: IpNet) -> Result<IpNet, Problem> {
+    if let IpNet::V6(v6) = network
+        && let Some(prefix) = v6.prefix_len().checked_sub(96)
+        && let IpAddr::V4(v4) = canonical(v6.addr().into())
+    {
+        let message = format!("`{network}` is a network of IPv4 addresses behind NAT64");
+        return Err(Problem::new(ErrorKind::BadNetwork, message)
+            .hint(format!("their clients are matched as IPv4: write `\"{v4}/{prefix}\"`")));
+    }
+    Ok(network)
 }
 
 impl Text for ServerName {

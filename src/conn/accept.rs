@@ -13,11 +13,11 @@ use tracing::{debug, warn};
 
 use super::balance::{Admitted, Inbox};
 use super::context::{Address, Context, ListenerContext};
-use super::metrics::Action;
 use super::record::ConnRecord;
 use super::registry::answer_all;
-use super::{record, serve};
-use crate::net::{AcceptedSocket, BACKLOG, Listener, reset_on_close};
+use super::{limited, serve};
+use crate::guard::ConnPermit;
+use crate::net::{AcceptedSocket, BACKLOG, Listener};
 
 /// Queued connections taken in a row before others of this thread run.
 const BATCH: u32 = 32;
@@ -68,33 +68,41 @@ fn is_clients_own(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::CONNABORTED | Errno::INTR | Errno::PROTO | Errno::PERM))
 }
 
-/// Starts to serve the connection, hands it over to another worker, or refuses it. At the cap on connections
-/// this waits, and with it the loop, so that the excess stays in the kernel's queue.
+/// Serves the connection, or refuses it.
 async fn admit(accepted: AcceptedSocket, listener: Arc<ListenerContext>, cx: &Rc<Context>) {
-    let AcceptedSocket { socket, peer, waited } = accepted;
+    let peer = accepted.peer.ip();
     // Everybody behind a proxy would share its limits: they are for the client that it names.
-    let named_later = cx.shared.snapshot.load().trusts(&listener.name, peer.ip());
+    let named_later = cx.shared.snapshot.load().trusts(&listener.name, peer);
     let guard = cx.shared.guard.load();
-    let admitted =
-        if named_later { Ok(guard.admit_unnamed()) } else { guard.admit(peer.ip(), Instant::now()) };
+    let admission = if named_later {
+        Ok(guard.admit_unnamed())
+    } else {
+        guard.admit(peer, &listener.name, Instant::now())
+    };
     drop(guard);
-    match admitted {
-        Ok(mut permit) => {
-            permit.wait_for_room().await;
-            // The client's deadlines begin now: that it had to wait is not its fault.
-            let at = Instant::now();
-            let live = cx.begin();
-            let admitted = Admitted { socket, client: peer, named_later, waited, at, listener, permit, live };
-            begin(admitted, cx);
-        }
-        Err(rejection) => {
-            // No FIN handshake, no state left in the kernel: the cheapest end for us.
-            reset_on_close(&socket);
-            listener.metrics.rejected(Some(rejection.as_str()));
-            listener.metrics.ended(Action::Reject);
-            record::tell_rejection(rejection, peer, &listener, cx);
-        }
+    match admission {
+        Ok(permit) => serve_admitted(Arriving { accepted, named_later, permit }, listener, cx).await,
+        Err(rejection) => limited::refuse(accepted, rejection, listener, cx),
     }
+}
+
+/// A connection that was admitted.
+pub(super) struct Arriving {
+    pub(super) accepted: AcceptedSocket,
+    /// Whether it begins with a header that says whose it is.
+    pub(super) named_later: bool,
+    pub(super) permit: ConnPermit,
+}
+
+/// Starts to serve the connection, or hands it over to another worker. At the cap on connections this waits, and
+/// with it the loop, so that the excess stays in the kernel's queue.
+pub(super) async fn serve_admitted(arriving: Arriving, listener: Arc<ListenerContext>, cx: &Rc<Context>) {
+    let Arriving { accepted: AcceptedSocket { socket, peer, waited }, named_later, mut permit } = arriving;
+    permit.wait_for_room().await;
+    // The client's deadlines begin now: that it had to wait is not its fault.
+    let at = Instant::now();
+    let live = cx.begin();
+    begin(Admitted { socket, client: peer, named_later, waited, at, listener, permit, live }, cx);
 }
 
 /// Serves the connection, here or, when another worker has clearly less to do, there.

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::task::{self, Poll, ready};
+use std::time::Instant;
 
 use tracing::{debug, warn};
 
@@ -71,7 +72,8 @@ pub(super) async fn connect<'a>(
             record.connected(connection.endpoint, connection.took);
             record.meter().written(Direction::Up, connection.sent, false);
             let left = said.get(connection.sent..).unwrap_or_default().into();
-            let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now());
+            let throttle = counted.0.throttle(Instant::now());
+            let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
             let ends = Ends { client: stream, upstream: connection.stream, whole: false };
             Ok(Established { ends, relay, _counted: counted })
         }

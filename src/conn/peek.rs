@@ -3,13 +3,16 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::{self, Poll, ready};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::refuse::{Refusal, alert};
+use super::context::{Context, ListenerContext};
+use super::record::ConnRecord;
+use super::refuse::{Refusal, alert, refuse};
+use super::termination::Termination;
 use crate::net::{Moment, Scratch, Socket, Timer};
 use crate::peek::{Detector, HelloError, Preface, Protocol};
 use crate::snapshot::Snapshot;
@@ -79,6 +82,26 @@ pub(super) async fn read_preface(
     }
 }
 
+/// Ends a connection whose first bytes were nothing that may be served.
+pub(super) async fn turn_away(
+    stream: Socket,
+    error: PeekError,
+    listener: &ListenerContext,
+    record: &mut ConnRecord,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Termination {
+    listener.metrics.hello_failed(&error);
+    if matches!(error, PeekError::Hello(_)) {
+        cx.shared.guard.load().strike(record.client().ip(), Instant::now());
+    }
+    if error.is_refused() {
+        record.refused();
+    }
+    refuse(stream, error.refusal(), record, &cx.scratch, timer).await;
+    error.into()
+}
+
 /// Reads what is there, up to `room` bytes.
 pub(super) async fn read_more(
     stream: &mut Socket,
@@ -90,7 +113,7 @@ pub(super) async fn read_more(
 }
 
 fn poll_once(
-    cx: &mut Context<'_>,
+    cx: &mut task::Context<'_>,
     stream: &mut Socket,
     scratch: &mut [u8],
     bytes: &mut Vec<u8>,

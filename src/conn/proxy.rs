@@ -1,11 +1,12 @@
 //! The PROXY header that a trusted proxy sends first: whose connection it is.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use tracing::debug;
 
 use super::context::{Context, ListenerContext};
+use super::limited::{self, Entering};
 use super::peek::{Limits, PeekError, read_more};
 use super::record::ConnRecord;
 use super::refuse::{Refusal, refuse};
@@ -14,7 +15,7 @@ use crate::guard::{ConnPermit, Rejection};
 use crate::net::{ProxyHeader, ProxyHeaderError, Socket, Timer};
 
 /// Why a connection ended before it was known whose it is, or because of whose it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum HeaderError {
     /// No whole header in time.
     Timeout,
@@ -22,8 +23,8 @@ pub(super) enum HeaderError {
     Header(ProxyHeaderError),
     /// The connection ended or failed before.
     Read(PeekError),
-    /// The client that it names may not connect.
-    Refused(Rejection),
+    /// The client that it names may not connect, and is told so in this way.
+    Refused(Refusal, Rejection),
 }
 
 impl HeaderError {
@@ -33,7 +34,7 @@ impl HeaderError {
         [Self::Header(ProxyHeaderError::Missing), Self::Header(ProxyHeaderError::Line), Self::Timeout];
 
     /// The word for it in logs and metrics.
-    pub(super) fn reason(self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Timeout => "proxy_timeout",
             Self::Header(ProxyHeaderError::Missing) => "proxy_missing",
@@ -46,7 +47,7 @@ impl HeaderError {
                 | ProxyHeaderError::Checksum,
             ) => "proxy_header",
             Self::Read(error) => error.reason(),
-            Self::Refused(rejection) => rejection.as_str(),
+            Self::Refused(_, rejection) => rejection.reason().as_str(),
         }
     }
 }
@@ -57,25 +58,27 @@ pub(super) async fn identify(
     stream: &mut Socket,
     said: &mut Vec<u8>,
     limits: Limits,
-    (record, permit): (&mut ConnRecord, &mut ConnPermit),
+    (record, entering): (&mut ConnRecord, Entering<'_>),
     cx: &Context,
     timer: &mut Timer<'_>,
 ) -> Result<Option<SocketAddr>, HeaderError> {
     record.awaits_header();
     let header = read_header(stream, said, limits, cx, timer).await?;
     said.drain(..header.len);
-    let guard = cx.shared.guard.load_full();
-    match header.ends {
-        Some((client, _)) => {
-            // From now on it is told of as the client's, also when that is refused.
-            record.named(Some(client));
-            permit.count_for(client.ip(), Instant::now()).map_err(HeaderError::Refused)?;
+    let listener = entering.listener;
+    let take = |permit: &mut ConnPermit, client: IpAddr| {
+        let guard = cx.shared.guard.load();
+        match header.ends {
+            Some(_) => permit.count_for(&guard, client, &listener.name, Instant::now()),
+            // It speaks for itself: nobody's limits are for it.
+            None => guard.allows(client, Instant::now()),
         }
-        None => {
-            guard.allows(record.client().ip()).map_err(HeaderError::Refused)?;
-            record.named(None);
-        }
-    }
+    };
+    // From now on it is told of as the client's, also when that is refused.
+    record.named(header.ends.map(|(client, _)| client));
+    let entered = limited::enter(entering, take, record, cx, timer).await;
+    entered.map_err(|(refusal, rejection)| HeaderError::Refused(refusal, rejection))?;
+    record.identified();
     Ok(header.ends.map(|(_, destination)| destination))
 }
 
@@ -108,14 +111,15 @@ pub(super) async fn turn_away(
     cx: &Context,
     timer: &mut Timer<'_>,
 ) -> Termination {
-    let refusal = match error {
+    let refusal = match &error {
         HeaderError::Read(error) => {
-            listener.metrics.hello_failed(&error);
-            return Termination::from(HeaderError::Read(error));
+            listener.metrics.hello_failed(error);
+            return HeaderError::Read(*error).into();
         }
-        HeaderError::Refused(_) => {
-            record.limited();
-            Refusal::Reset
+        // Counted where it was refused.
+        HeaderError::Refused(refusal, _) => {
+            refuse(stream, *refusal, record, &cx.scratch, timer).await;
+            return error.into();
         }
         HeaderError::Header(error) => {
             debug!(proxy = %record.client(), %error, "a trusted proxy did not send a PROXY header");

@@ -57,18 +57,24 @@ struct Story {
     alpn: Alpn,
     ja4: Option<Box<Ja4>>,
     route: Option<Arc<str>>,
-    connect: Connect,
+    reached: Reached,
     /// Whether the log tells of it.
     told: bool,
     /// Whether somebody asked for its end.
     closed: bool,
 }
 
-/// The connection to the backend.
-#[derive(Debug, Default)]
-struct Connect {
-    took: Option<Duration>,
-    backend: Option<Arc<str>>,
+/// How far it came on its way to a backend.
+#[derive(Debug)]
+enum Reached {
+    /// None was looked for.
+    Nothing,
+    /// This limit of its route kept it from one.
+    Limit(Arc<str>),
+    /// None could be connected to; this one was tried last.
+    Tried(Arc<str>),
+    /// It was connected, after so long.
+    Backend(Arc<str>, Duration),
 }
 
 /// Bytes from and to the client.
@@ -102,7 +108,7 @@ impl ConnRecord {
             alpn: Alpn::default(),
             ja4: None,
             route: None,
-            connect: Connect::default(),
+            reached: Reached::Nothing,
             told: true,
             closed: false,
         });
@@ -142,11 +148,15 @@ impl ConnRecord {
 
     /// There was a header: the connection is that of `client`, when it named one.
     pub(super) fn named(&mut self, client: Option<SocketAddr>) {
-        let mut story = self.story();
-        story.stage = Stage::Peek;
         if let Some(client) = client {
+            let mut story = self.story();
             story.via = Some(Box::new(std::mem::replace(&mut story.client, client)));
         }
+    }
+
+    /// Whose connection it is has been looked into.
+    pub(super) fn identified(&mut self) {
+        self.story().stage = Stage::Peek;
     }
 
     /// These bytes were read to find out what the connection is.
@@ -190,11 +200,6 @@ impl ConnRecord {
         self.story().action = Action::Reject;
     }
 
-    /// It is one of many that are refused by a limit: it is told of like those at accept, of which some are.
-    pub(super) fn limited(&mut self) {
-        self.story().told = self.cx.tells_rejection(Timestamp::now().as_second().unsigned_abs());
-    }
-
     pub(super) fn connecting(&mut self) {
         self.story().stage = Stage::Connect;
     }
@@ -202,12 +207,22 @@ impl ConnRecord {
     pub(super) fn connected(&mut self, backend: Arc<str>, took: Duration) {
         let mut story = self.story();
         story.stage = Stage::Relay;
-        story.connect = Connect { took: Some(took), backend: Some(backend) };
+        story.reached = Reached::Backend(backend, took);
     }
 
     /// No backend could be connected to; this one was tried last.
     pub(super) fn tried(&mut self, backend: Option<Arc<str>>) {
-        self.story().connect.backend = backend;
+        self.story().reached = backend.map_or(Reached::Nothing, Reached::Tried);
+    }
+
+    /// A limit refuses it, or a list. There may be many like it, so it is told of like those at accept, of which
+    /// some are.
+    pub(super) fn limited(&mut self, limit: Option<Arc<str>>) {
+        let told = self.cx.tells_rejection(Timestamp::now().as_second().unsigned_abs());
+        let mut story = self.story();
+        story.action = Action::Reject;
+        story.reached = limit.map_or(Reached::Nothing, Reached::Limit);
+        story.told = told;
     }
 
     pub(super) fn meter(&self) -> TrafficMeter<'_> {
@@ -262,6 +277,12 @@ impl Open {
 
 impl Story {
     fn line(&self, counts: &Counts, stage: Stage, end: Option<Termination>, duration: Duration) -> Line<'_> {
+        let (limit, backend, took) = match &self.reached {
+            Reached::Nothing => (None, None, None),
+            Reached::Limit(limit) => (Some(&**limit), None, None),
+            Reached::Tried(backend) => (None, Some(&**backend), None),
+            Reached::Backend(backend, took) => (None, Some(&**backend), Some(*took)),
+        };
         Line {
             time: format_time(duration),
             id: id(self.id),
@@ -275,8 +296,9 @@ impl Story {
             route: self.route.as_deref(),
             action: self.action.as_str(),
             reason: end.and_then(|end| end.reason),
-            backend: self.connect.backend.as_deref(),
-            connect_ms: self.connect.took.map(milliseconds),
+            limit,
+            backend,
+            connect_ms: took.map(milliseconds),
             duration_ms: milliseconds(duration),
             bytes_in: counts.received.get(),
             bytes_out: counts.sent.get(),
@@ -346,7 +368,7 @@ impl Meter for TrafficMeter<'_> {
 
 /// Tells of a connection that was refused at accept; of some, when there are many.
 pub(super) fn tell_rejection(
-    rejection: Rejection,
+    rejection: &Rejection,
     client: SocketAddr,
     listener: &ListenerContext,
     cx: &Context,
@@ -357,7 +379,7 @@ pub(super) fn tell_rejection(
     if !cx.tells_rejection(now.as_second().unsigned_abs()) {
         return;
     }
-    let end = Termination::from(rejection);
+    let end = Termination::limited(rejection, Stage::Accept);
     let line = Line {
         time: format_time(Duration::ZERO),
         id: id(cx.next_id()),
@@ -371,6 +393,7 @@ pub(super) fn tell_rejection(
         route: None,
         action: Action::Reject.as_str(),
         reason: end.reason,
+        limit: rejection.limit().map(|name| &**name),
         backend: None,
         connect_ms: None,
         duration_ms: 0.0,
@@ -401,6 +424,7 @@ struct Line<'a> {
     route: Option<&'a str>,
     action: &'static str,
     reason: Option<&'static str>,
+    limit: Option<&'a str>,
     backend: Option<&'a str>,
     connect_ms: Option<f64>,
     duration_ms: f64,

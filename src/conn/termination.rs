@@ -4,7 +4,7 @@ use std::io;
 
 use super::peek::PeekError;
 use super::proxy::HeaderError;
-use crate::guard::Rejection;
+use crate::guard::{Reason, Rejection};
 use crate::net::{Direction, Fault, RelayEnd, Side};
 use crate::route::NoRoute;
 use crate::upstream::ConnectError;
@@ -66,8 +66,9 @@ pub struct Termination {
 
 impl Termination {
     /// The reasons of connections that a limit, a policy or a route refused.
-    pub(super) const REJECTIONS: [&str; 11] = [
+    pub(super) const REJECTIONS: [&str; 12] = [
         "acl",
+        "banned",
         "rate_limit",
         "connection_limit",
         "before_hello",
@@ -96,6 +97,19 @@ impl Termination {
         Self::new(Cause::Forced, stage, "closed")
     }
 
+    /// A list or a limit refused it at `stage`.
+    pub(super) fn limited(rejection: &Rejection, stage: Stage) -> Self {
+        Self::refused(rejection.reason(), stage)
+    }
+
+    fn refused(reason: Reason, stage: Stage) -> Self {
+        let cause = match reason {
+            Reason::Acl => Cause::Policy,
+            Reason::Banned | Reason::RateLimit | Reason::ConnLimit | Reason::BeforeHello => Cause::Limit,
+        };
+        Self::new(cause, stage, reason.as_str())
+    }
+
     /// The connection was dropped at `stage` without an end of its own; `drained`: because the time to
     /// drain was over.
     pub(super) fn dropped(stage: Stage, drained: bool) -> Self {
@@ -103,16 +117,6 @@ impl Termination {
             return Self::new(Cause::Internal, stage, "panic");
         }
         Self { cause: if drained { Cause::Drained } else { Cause::Forced }, stage, reason: None }
-    }
-}
-
-impl From<Rejection> for Termination {
-    fn from(rejection: Rejection) -> Self {
-        let cause = match rejection {
-            Rejection::Acl => Cause::Policy,
-            Rejection::RateLimit | Rejection::ConnLimit | Rejection::BeforeHello => Cause::Limit,
-        };
-        Self::new(cause, Stage::Accept, rejection.as_str())
     }
 }
 
@@ -133,7 +137,7 @@ impl From<HeaderError> for Termination {
             HeaderError::Timeout => Self::new(Cause::ClientTimeout, Stage::Proxy, error.reason()),
             HeaderError::Header(_) => Self::new(Cause::Client, Stage::Proxy, error.reason()),
             HeaderError::Read(error) => error.into(),
-            HeaderError::Refused(rejection) => rejection.into(),
+            HeaderError::Refused(_, rejection) => Self::limited(&rejection, Stage::Proxy),
         };
         Self { stage: Stage::Proxy, ..ended }
     }
@@ -236,7 +240,7 @@ mod tests {
 
     #[test]
     fn every_rejection_has_a_counter() {
-        let limits = Rejection::ALL.map(Termination::from);
+        let limits = Reason::ALL.map(|reason| Termination::refused(reason, Stage::Accept));
         let policies = [NoRoute::UnknownSni, NoRoute::NoSni, NoRoute::UnknownProtocol].map(Termination::from);
         let headers = HeaderError::REFUSED.map(Termination::from);
         let all: Vec<_> = limits.into_iter().chain(policies).chain(headers).collect();

@@ -64,12 +64,8 @@ pub enum AddrError {
     RelativePath,
 }
 
-/// What a client address counts as in limits: the IPv4 address, or the IPv6 /64.
-///
-/// One household or machine gets a whole /64, so single addresses say nothing there; IPv4-mapped
-/// addresses (RFC 4291 §2.5.5.2) count as the IPv4 address that they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ClientKey(u64);
+/// The prefix under which NAT64 gives IPv4 addresses an IPv6 form (RFC 6052 §2.1, 64:ff9b::/96).
+const NAT64: u128 = 0x0064_ff9b << 96;
 
 impl ListenAddr {
     /// The socket address to bind.
@@ -170,24 +166,15 @@ impl fmt::Display for UpstreamAddr {
     }
 }
 
-impl ClientKey {
-    /// The key of `ip`.
-    pub fn of(ip: IpAddr) -> Self {
-        match ip.to_canonical() {
-            // 2000::/3 and the rest of IPv6 never have all-ones in the upper half of a /64: ff.. with
-            // these bits would be a multicast address, which cannot be a source.
-            IpAddr::V4(v4) => Self(0xffff_ffff_0000_0000 | u64::from(v4.to_bits())),
-            IpAddr::V6(v6) => Self((v6.to_bits() >> 64) as u64),
+/// The address that lists and limits know a client by: the IPv4 address of an IPv4-mapped one (RFC 4291
+/// §2.5.5.2) or of one behind NAT64 (RFC 6052), else itself.
+pub fn canonical(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => {
+            let below = v6.to_bits().checked_sub(NAT64).and_then(|v4| u32::try_from(v4).ok());
+            below.map_or(IpAddr::V6(v6), |v4| IpAddr::V4(Ipv4Addr::from_bits(v4)))
         }
-    }
-}
-
-impl fmt::Display for ClientKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match u32::try_from(self.0 & 0xffff_ffff) {
-            Ok(v4) if self.0 >> 32 == 0xffff_ffff => write!(f, "{}/32", Ipv4Addr::from_bits(v4)),
-            _ => write!(f, "{}/64", Ipv6Addr::from_bits(u128::from(self.0) << 64)),
-        }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -257,13 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn client_keys_join_a_slash_64_and_unmap_ipv4() {
-        let key = |ip: &str| ClientKey::of(ip.parse().unwrap());
-        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
-        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
-        assert_eq!(key("::ffff:192.0.2.7"), key("192.0.2.7"));
-        assert_ne!(key("192.0.2.7"), key("192.0.2.8"));
-        assert_eq!(key("192.0.2.7").to_string(), "192.0.2.7/32");
-        assert_eq!(key("2001:db8:0:1::9").to_string(), "2001:db8:0:1::/64");
+    fn an_ipv4_address_in_ipv6_form_is_that_address() {
+        let canonical = |ip: &str| canonical(ip.parse().unwrap()).to_string();
+        assert_eq!(canonical("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(canonical("64:ff9b::192.0.2.7"), "192.0.2.7");
+        assert_eq!(canonical("64:ff9b::"), "0.0.0.0");
+        assert_eq!(canonical("64:ff9b::ffff:ffff"), "255.255.255.255");
+        for other in
+            ["192.0.2.7", "64:ff9b::1:0:0", "64:ff9b:1::c000:207", "64:ff9a::c000:207", "2001:db8::1"]
+        {
+            assert_eq!(canonical(other), other);
+        }
     }
 }

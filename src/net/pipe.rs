@@ -110,15 +110,16 @@ impl Pipe {
         self.pending
     }
 
-    /// Moves what `source` has into the pipe, which must be empty: then it cannot be the pipe that is full.
+    /// Moves what `source` has, `most` bytes of it, into the pipe, which must be empty: then it cannot be the
+    /// pipe that is full.
     /// `urgent`: whether there may be urgent data in the way.
     ///
     /// # Errors
     /// What splice(2) says: `WouldBlock` when the source has nothing, `InvalidInput` when it cannot be spliced
     /// from.
-    pub fn fill(&mut self, source: impl AsFd, urgent: bool) -> io::Result<Filled> {
+    pub fn fill(&mut self, source: impl AsFd, most: usize, urgent: bool) -> io::Result<Filled> {
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-        match splice(&source, None, &self.writer, None, MOST, flags) {
+        match splice(&source, None, &self.writer, None, most.min(MOST), flags) {
             Ok(n @ 1..) => {
                 self.pending += n;
                 Ok(Filled::Bytes(n))
@@ -168,7 +169,7 @@ mod tests {
         assert!(pool.borrow().is_none(), "the budget is spent");
         let pipe = lent.pipe().unwrap();
         near.write_all(b"through the pipe").unwrap();
-        assert_eq!(pipe.fill(&source, true).unwrap(), Filled::Bytes(16));
+        assert_eq!(pipe.fill(&source, MOST, true).unwrap(), Filled::Bytes(16));
         assert_eq!(pipe.drain(&destination).unwrap(), 16);
         let mut read = [0; 16];
         far.read_exact(&mut read).unwrap();
@@ -183,7 +184,7 @@ mod tests {
         let (mut near, source) = UnixStream::pair().unwrap();
         let mut lent = pool.borrow().unwrap();
         near.write_all(b"secret").unwrap();
-        lent.pipe().unwrap().fill(&source, true).unwrap();
+        lent.pipe().unwrap().fill(&source, MOST, true).unwrap();
         drop(lent);
         let mut next = pool.borrow().expect("the budget is whole again");
         assert_eq!(next.pipe().unwrap().pending(), 0);
@@ -205,7 +206,7 @@ mod tests {
         let pipe = lent.pipe().unwrap();
         let (mut received, mut read) = (Vec::new(), [0; 64]);
         loop {
-            let n = match pipe.fill(&source, true) {
+            let n = match pipe.fill(&source, MOST, true) {
                 Ok(Filled::Bytes(n)) => {
                     std::fs::File::from(pipe.reader.try_clone().unwrap()).read(&mut read[..n])
                 }

@@ -16,8 +16,10 @@ use super::pipe::{Filled, Pipe, PipePool};
 use super::timer::{Moment, Timer};
 
 mod flow;
+mod throttle;
 
-use flow::Flow;
+use flow::{Flow, Passing};
+pub use throttle::{Bucket, Throttle};
 
 /// Size of a thread's scratch buffer in bytes: copying a MiB takes 12 % longer with half of it, and 20 % with
 /// twice as much, which no longer stays in the processor's cache (`cargo bench --bench relay`).
@@ -100,8 +102,8 @@ pub struct Fault {
 
 /// A connection that can be relayed. Splicing is optional: what cannot be spliced is copied.
 pub trait Conduit: AsyncRead + AsyncWrite + Unpin {
-    /// Splices from the connection into the empty `pipe`.
-    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<Filled>>;
+    /// Splices from the connection into the empty `pipe`, at most so many bytes.
+    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe, most: usize) -> Poll<io::Result<Filled>>;
     /// Splices from the `pipe`, which holds something, into the connection.
     fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>>;
     /// Why the connection has failed, if it has; told once.
@@ -138,6 +140,9 @@ impl Scratch {
 pub struct Relay<'a> {
     up: Flow<'a>,
     down: Flow<'a>,
+    scratch: &'a Scratch,
+    /// What limits its bandwidth, if anything does.
+    throttle: Option<Box<Throttle>>,
     clock: IdleClock,
 }
 
@@ -157,8 +162,14 @@ impl<'a> Relay<'a> {
     /// A relay that begins now. `prefix` are bytes that the client sent already; they go first.
     pub fn new(prefix: Box<[u8]>, scratch: &'a Scratch, limits: IdleLimits, now: Moment) -> Self {
         let clock = IdleClock { limits, active: now, looked: now, lasts: now + LASTING };
-        let up = Flow::new(Direction::Up, prefix, scratch);
-        Self { up, down: Flow::new(Direction::Down, Box::default(), scratch), clock }
+        let up = Flow::new(Direction::Up, prefix);
+        Self { up, down: Flow::new(Direction::Down, Box::default()), scratch, throttle: None, clock }
+    }
+
+    /// The same, not faster than `throttle` lets it.
+    #[must_use]
+    pub fn throttled(self, throttle: Option<Box<Throttle>>) -> Self {
+        Self { throttle, ..self }
     }
 
     /// Moves what can be moved. It is for one task, always with the same two connections.
@@ -174,10 +185,15 @@ impl<'a> Relay<'a> {
         C: Conduit,
         U: Conduit,
     {
-        let Self { up, down, clock } = self;
-        let upward = up.poll(cx, client, upstream, meter, down.as_opposite());
-        let downward = down.poll(cx, upstream, client, meter, up.as_opposite());
-        if upward || downward {
+        let Self { up, down, scratch, throttle, clock } = self;
+        let mut passing = Passing { scratch, throttle: throttle.as_deref_mut(), meter };
+        let down_first = passing.throttle.as_ref().is_some_and(|throttle| throttle.is_downs_turn());
+        let mut passed = down_first && down.poll(cx, upstream, client, &mut passing, up.as_opposite());
+        passed |= up.poll(cx, client, upstream, &mut passing, down.as_opposite());
+        passed |= !down_first && down.poll(cx, upstream, client, &mut passing, up.as_opposite());
+        let wait = throttle.as_mut().and_then(|throttle| throttle.take_wait());
+        let resume = wait.map_or(Moment::NEVER, |wait| timer.now() + wait);
+        if passed {
             clock.active = timer.turned();
         }
         loop {
@@ -187,12 +203,17 @@ impl<'a> Relay<'a> {
             let half_closed = [&*up, down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction());
             let stalled = [&*up, down].iter().find(|flow| flow.is_stalled()).map(|flow| flow.direction());
             let deadline = clock.deadline(half_closed.is_some());
-            if timer.poll(cx, clock.wake(deadline, stalled.is_some())).is_pending() {
+            if timer.poll(cx, clock.wake(deadline, stalled.is_some()).min(resume)).is_pending() {
                 return Poll::Pending;
             }
             let now = timer.now();
             if now >= deadline {
                 return Poll::Ready(RelayEnd::Idle { half_closed, stalled });
+            }
+            if now >= resume {
+                // The time to wait was over before the timer was set.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             clock.looked = now;
             if now >= clock.lasts {

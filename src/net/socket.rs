@@ -133,8 +133,8 @@ impl AsyncWrite for Socket {
 }
 
 impl Conduit for Socket {
-    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<Filled>> {
-        self.0.poll_read_with(cx, |socket| pipe.fill(socket, self.0.is_urgent()))
+    fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe, most: usize) -> Poll<io::Result<Filled>> {
+        self.0.poll_read_with(cx, |socket| pipe.fill(socket, most, self.0.is_urgent()))
     }
 
     fn poll_drain(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {

@@ -21,7 +21,6 @@ use crate::admin::AdminSocket;
 use crate::config::{self, Change, Config, Effective};
 use crate::conn::Shared;
 use crate::control::{Generation, Kept, Outcome};
-use crate::guard::Guard;
 use crate::handover::{Program, Successor};
 use crate::service;
 use crate::snapshot::Snapshot;
@@ -174,10 +173,8 @@ impl Live {
         changes.extend(config::diff(&self.fixed, &config::fixed(&config.effective)));
         let addresses = self.listening.len() + sockets.len();
         let budget = Budget::new(&config.limits, self.workers, addresses);
-        let guard = self.shared.guard.load_full();
-        if config.limits != before.config.limits || budget.connections != guard.cap() {
-            self.shared.guard.store(Arc::new(Guard::new(&config.limits, budget.connections)));
-        }
+        let guard = self.shared.guard.load().renewed(&config.limits, budget.connections, &self.registry);
+        self.shared.guard.store(Arc::new(guard));
         if let Some(access_log) = access_log {
             self.shared.access_log.store(Arc::new(access_log));
         }

@@ -50,6 +50,7 @@ fn a_thousand_slow_clients_are_closed_at_the_deadline() {
     ));
     let (addr, hello) = (proxy.addr(), to("canary.test"));
     assert_eq!(probe(addr, &hello), served("canary"), "warm up");
+    wait_for("that one to be closed", || proxy.access_log().len() == 1);
     let (rss, sockets) = (proxy.process.rss(), proxy.process.sockets());
     let over = AtomicBool::new(false);
     let (closed, canary, grown) = std::thread::scope(|scope| {

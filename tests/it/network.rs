@@ -471,7 +471,8 @@ fn nothing_of_a_dropped_connection_travels_beyond_the_first_router() {
         client.filter(WATCH);
         let mut proxy = proxy_host.run(|| {
             Proxy::start(&format!(
-                "listen = '{FRONT}:0'\n[[route]]\nsni = 'drop.test'\nreject = 'drop'\n\
+                "listen = '{FRONT}:0'\n[[limit]]\nname = 'three'\nrate = '3/h'\naction = 'drop'\n\
+                 [[route]]\nsni = 'drop.test'\nreject = 'drop'\n\
                  [[route]]\nsni = 'alert.test'\nreject = 'alert'\n\
                  [[route]]\nsni = 'reset.test'\nreject = 'reset'\n\
                  [[listener]]\nname = 'behind'\nbind = '{FRONT}:0'\nproxy_protocol = '{far}'\n"
@@ -504,6 +505,14 @@ fn nothing_of_a_dropped_connection_travels_beyond_the_first_router() {
             // Its FIN would be answered with a reset, as by any host that knows nothing of a connection.
             open.push(stream);
         }
+
+        // The same for the fourth, which a limit drops before it has said anything.
+        let mut fourth = client.run(|| connect(addr));
+        let line = proxy.access_line_of(fourth.local_addr().unwrap());
+        assert_eq!((&line["limit"], &line["stage"]), (&"three".into(), &"accept".into()));
+        let reply = read_to_end(&mut fourth, Duration::from_secs(1));
+        assert_eq!((reply.bytes.as_slice(), reply.end), (b"".as_slice(), End::Open));
+        assert_eq!(client.counted("ends"), ends);
         proxy.assert_sound();
     });
 }

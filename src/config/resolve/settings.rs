@@ -1,5 +1,6 @@
 //! Settings that stand once: limits, timeouts, policies, DNS, admin, access log.
 
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -8,9 +9,10 @@ use super::super::decode::{At, Either, OneOrMany, Setting};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
+use super::super::values::nat64;
 use super::super::{
-    AccessLogConfig, Account, AdminAddr, AdminConfig, DnsConfig, Identity, Limits, ListenerConfig, LogFormat,
-    LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
+    AccessLogConfig, Account, AdminAddr, AdminConfig, BanRule, DnsConfig, Identity, LimitConfig, Limits,
+    ListFile, ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
 };
 use super::{Input, Output, inner, listeners, string, strings};
 
@@ -30,6 +32,14 @@ const PER_IP: u32 = 256;
 
 /// Connections of one address without their hello; a browser opens 6 a name.
 const BEFORE_HELLO: u32 = 32;
+
+/// In this time refusals make a ban.
+const BAN_WITHIN: Duration = Duration::from_secs(60);
+/// How long a ban lasts.
+const BAN_FOR: Duration = Duration::from_secs(600);
+
+/// Names of the limits that have a key of their own.
+pub(super) const LIMIT_NAMES: [&str; 2] = ["connection_limit", "rate_limit"];
 
 /// What [`resolve`] gives.
 pub(super) struct Settings {
@@ -174,6 +184,10 @@ fn timeouts(input: &Input, out: &mut Output) -> Timeouts {
 
 fn limits(input: &Input, out: &mut Output) -> Limits {
     let (allow, deny) = acl(input, out);
+    let allow_files = list_files("allow_files", |file| &file.allow_files, input, out);
+    let deny_files = list_files("deny_files", |file| &file.deny_files, input, out);
+    let exempt = input.once("exempt", |file| &file.exempt, out);
+    let exempt = listed("exempt", exempt, out);
     let rate = rate(input, out);
     let at = input.once("connection_limit", |file| &file.connection_limit, out);
     let per_ip = match at.map(|at| &at.value) {
@@ -188,19 +202,19 @@ fn limits(input: &Input, out: &mut Output) -> Limits {
         out.note(format!("connection_limit.{key}"), count(value, none), given.map(|(_, place)| place));
         value
     };
-    Limits {
-        allow,
-        deny,
-        rate,
-        per_ip: limit("per_ip", per_ip.map(|(at, p)| (at.0.map(|n| n.0), p)), Some(PER_IP), "off"),
-        before_hello: limit(
-            "before_hello",
-            before_hello.map(|(at, p)| (at.0.map(|n| n.0), p)),
-            Some(BEFORE_HELLO),
-            "off",
-        ),
-        total: limit("total", total.map(|(at, p)| (at.0.map(|n| n.0), p)), None, "auto").map(|n| n as usize),
-    }
+    let connections = limit("per_ip", per_ip.map(|(at, p)| (at.0.map(|n| n.0), p)), Some(PER_IP), "off");
+    let given = before_hello.map(|(at, p)| (at.0.map(|n| n.0), p));
+    let before_hello = limit("before_hello", given, Some(BEFORE_HELLO), "off");
+    let total = limit("total", total.map(|(at, p)| (at.0.map(|n| n.0), p)), None, "auto");
+    let [of_connections, of_rate] = LIMIT_NAMES.map(LimitConfig::named);
+    let short =
+        [LimitConfig { connections, before_hello, ..of_connections }, LimitConfig { rate, ..of_rate }];
+    let limits = |limit: &LimitConfig| {
+        limit.connections.is_some() || limit.before_hello.is_some() || limit.rate.is_some()
+    };
+    let by_source = short.into_iter().filter(limits).collect();
+    let ban = ban(input, out);
+    Limits { allow, deny, allow_files, deny_files, exempt, by_source, ban, total: total.map(|n| n as usize) }
 }
 
 /// A number, or the word for having none.
@@ -227,11 +241,34 @@ fn rate(input: &Input, out: &mut Output) -> Option<RateLimit> {
     Some(limit)
 }
 
+fn ban(input: &Input, out: &mut Output) -> Option<BanRule> {
+    let at = input.once("ban", |file| &file.ban, out);
+    let (after, table) = match at.map(|at| &at.value) {
+        Some(Either::Short(after)) => (after.0.map(|after| (after, at.map(|at| &at.place))), None),
+        Some(Either::Table(table)) => {
+            (table.after.given().map(|at| (at.value, Some(&at.place))), Some(table))
+        }
+        None => (None, None),
+    };
+    let Some((after, place)) = after else {
+        out.note("ban", string("off"), at.map(|at| &at.place));
+        return None;
+    };
+    out.note("ban.after", after.0.to_string(), place);
+    let within = table.and_then(|table| table.within.given());
+    let length = table.and_then(|table| table.r#for.given());
+    Some(BanRule {
+        after: after.0,
+        within: duration("ban.within", within, BAN_WITHIN, DAY, out),
+        length: duration("ban.for", length, BAN_FOR, IDLE_MAX, out),
+    })
+}
+
 fn acl(input: &Input, out: &mut Output) -> (Vec<IpNet>, Vec<IpNet>) {
     let allow = input.once("allow", |file| &file.allow, out);
     let deny = input.once("deny", |file| &file.deny, out);
-    let allowed = networks("allow", allow, out);
-    let denied = networks("deny", deny, out);
+    let allowed = listed("allow", allow, out);
+    let denied = listed("deny", deny, out);
     if let (Some(allow), Some(deny)) = (allow, deny) {
         let first: std::collections::HashMap<_, _> =
             allow.value.0.iter().map(|at| (at.value, &at.place)).collect();
@@ -252,6 +289,46 @@ pub(super) fn networks(key: &str, at: Option<&At<OneOrMany<IpNet>>>, out: &mut O
     out.check_repeated(items, ToString::to_string);
     out.note(key, strings(items.iter().map(|at| at.value)), at.map(|at| &at.place));
     items.iter().map(|at| at.value).collect()
+}
+
+/// The same for a list of clients.
+fn listed(key: &str, at: Option<&At<OneOrMany<IpNet>>>, out: &mut Output) -> Vec<IpNet> {
+    for at in at.map_or(&[][..], |at| &at.value.0) {
+        if let Err(problem) = nat64(at.value) {
+            out.report(problem.at(&at.place));
+        }
+    }
+    networks(key, at, out)
+}
+
+/// Reads files of networks.
+fn list_files(
+    key: &str,
+    of: fn(&File) -> &Setting<OneOrMany<String>>,
+    input: &Input,
+    out: &mut Output,
+) -> Vec<ListFile> {
+    let at = input.once(key, of, out);
+    let items = at.map_or(&[][..], |at| &at.value.0);
+    out.check_repeated(items, Clone::clone);
+    out.note(key, strings(items.iter().map(|at| &at.value)), at.map(|at| &at.place));
+    let mut files = Vec::new();
+    for item in items {
+        let folder = item.place.file().name().parent().unwrap_or(Path::new(""));
+        let path = folder.join(&item.value);
+        match ListFile::read(&path) {
+            Ok(file) => files.push(file),
+            Err(errors) => {
+                // Bad lines have a place of their own; that there is nothing to read is wrong here.
+                let place = |error: &ConfigError| match error.origin() {
+                    Some(_) => error.clone(),
+                    None => error.clone().at(&item.place),
+                };
+                errors.iter().for_each(|error| out.report(place(error)));
+            }
+        }
+    }
+    files
 }
 
 fn policy(

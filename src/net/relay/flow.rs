@@ -9,10 +9,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::io::{AsyncWrite, ReadBuf};
 
-use super::{Conduit, Direction, Fault, Meter, Scratch, Side};
+use super::{Conduit, Direction, Fault, Meter, Scratch, Side, Throttle};
 use crate::net::pipe::{Filled, Lent};
 
 /// Steps a direction may take before it lets other connections run: 1 MiB of full reads, well below a
@@ -22,6 +23,9 @@ const ROUNDS: usize = 16;
 /// relay`: the same at 32 KiB, 20 % less at 64, half at 256). A full buffer would be too much to ask: what a
 /// steady stream has for a reader that keeps up is often less.
 const LARGE: usize = 32 * 1024;
+/// The same for a direction of limited bandwidth, a read and what follows from it: those that share a limit take
+/// turns.
+const ROUNDS_THROTTLED: usize = 2;
 /// Large reads in a row after which a direction streams: one is what an answer of a few pages looks like.
 const LARGE_READS: u8 = 2;
 /// A splice of fewer bytes than this is small: copying is 5 % cheaper here, more below, and needs no pipe. The
@@ -34,7 +38,6 @@ const SMALL_SPLICES: u8 = 2;
 #[derive(Debug)]
 pub(super) struct Flow<'a> {
     direction: Direction,
-    scratch: &'a Scratch,
     state: State<'a>,
     mode: Mode,
     opposite: Opposite,
@@ -69,6 +72,14 @@ pub(super) enum Opposite {
     SourceFailed,
 }
 
+/// What bytes pass through, and who is asked before and told after.
+pub(super) struct Passing<'p, 'a, M> {
+    pub(super) scratch: &'a Scratch,
+    /// What limits the bandwidth, if anything does.
+    pub(super) throttle: Option<&'p mut Throttle>,
+    pub(super) meter: &'p M,
+}
+
 /// How the next bytes are moved.
 #[derive(Clone, Copy, Debug)]
 enum Mode {
@@ -82,9 +93,9 @@ enum Mode {
 
 impl<'a> Flow<'a> {
     /// A direction that first passes `prefix` on.
-    pub(super) fn new(direction: Direction, prefix: Box<[u8]>, scratch: &'a Scratch) -> Self {
+    pub(super) fn new(direction: Direction, prefix: Box<[u8]>) -> Self {
         let state = if prefix.is_empty() { State::Idle } else { State::Parked { bytes: prefix, written: 0 } };
-        Self { direction, scratch, state, mode: Mode::Copy { large: 0 }, opposite: Opposite::Open }
+        Self { direction, state, mode: Mode::Copy { large: 0 }, opposite: Opposite::Open }
     }
 
     pub(super) fn direction(&self) -> Direction {
@@ -147,7 +158,7 @@ impl<'a> Flow<'a> {
         cx: &mut Context<'_>,
         source: &mut S,
         destination: &mut D,
-        meter: &impl Meter,
+        passing: &mut Passing<'_, 'a, impl Meter>,
         opposite: Opposite,
     ) -> bool
     where
@@ -156,14 +167,16 @@ impl<'a> Flow<'a> {
     {
         self.opposite = opposite;
         let mut passed = false;
-        for _ in 0..ROUNDS {
+        for _ in 0..if passing.throttle.is_some() { ROUNDS_THROTTLED } else { ROUNDS } {
             let step = match &mut self.state {
                 State::Ended(_) => return passed,
-                State::Idle if matches!(self.mode, Mode::Splice { .. }) => self.poll_fill(cx, source, meter),
-                State::Idle => self.poll_read(cx, source, destination, meter),
-                State::Piped(_) => self.poll_drain(cx, destination, meter),
-                State::Parked { .. } => self.poll_parked(cx, destination, meter),
-                State::Discarding(_) => self.poll_discard(cx, source, meter),
+                State::Idle if matches!(self.mode, Mode::Splice { .. }) => {
+                    self.poll_fill(cx, source, passing)
+                }
+                State::Idle => self.poll_read(cx, source, destination, passing),
+                State::Piped(_) => self.poll_drain(cx, destination, passing.meter),
+                State::Parked { .. } => self.poll_parked(cx, destination, passing.meter),
+                State::Discarding(_) => self.poll_discard(cx, source, passing),
                 // Nothing is to be passed on of a failed source; and when the other direction is over, the
                 // connection is closed next, which says the end as well.
                 State::Ending if opposite != Opposite::Open => {
@@ -190,15 +203,16 @@ impl<'a> Flow<'a> {
         cx: &mut Context<'_>,
         source: &mut S,
         destination: &mut D,
-        meter: &impl Meter,
+        passing: &mut Passing<'_, 'a, impl Meter>,
     ) -> Poll<bool>
     where
         S: Conduit,
         D: Conduit,
     {
-        let scratch = self.scratch;
-        scratch.with(|buffer| {
-            let room = buffer.len();
+        let most = ready!(passing.poll_allowance());
+        passing.scratch.with(|buffer| {
+            let room = buffer.len().min(most);
+            let buffer = buffer.get_mut(..room).unwrap_or_default();
             let mut buf = ReadBuf::new(buffer);
             if let Err(error) = ready!(Pin::new(&mut *source).poll_read(cx, &mut buf)) {
                 self.state = State::Ended(Some(self.source_fault(error)));
@@ -210,13 +224,13 @@ impl<'a> Flow<'a> {
                 // The limit of a half-closed relay begins here.
                 return Poll::Ready(true);
             }
-            meter.read(self.direction, bytes.len());
+            passing.read(self.direction, bytes.len());
             self.mode = self.mode.after_read(bytes.len());
             // The last bytes and the end of the stream leave in one segment. A reset is no end: it would throw
             // away what waits for one.
             let more =
                 bytes.len() < room && self.opposite != Opposite::SourceFailed && source.has_been_drained();
-            self.write_or_park(cx, destination, bytes, more, meter);
+            self.write_or_park(cx, destination, bytes, more, passing.meter);
             Poll::Ready(true)
         })
     }
@@ -226,15 +240,16 @@ impl<'a> Flow<'a> {
         &mut self,
         cx: &mut Context<'_>,
         source: &mut S,
-        meter: &impl Meter,
+        passing: &mut Passing<'_, 'a, impl Meter>,
     ) -> Poll<bool> {
-        let scratch = self.scratch;
-        let read = scratch.with(|buffer| {
-            let mut buf = ReadBuf::new(buffer);
+        let most = ready!(passing.poll_allowance());
+        let read = passing.scratch.with(|buffer| {
+            let room = buffer.len().min(most);
+            let mut buf = ReadBuf::new(buffer.get_mut(..room).unwrap_or_default());
             Pin::new(source).poll_read(cx, &mut buf).map_ok(|()| buf.filled().len())
         });
         match ready!(read) {
-            Ok(n @ 1..) => meter.read(self.direction, n),
+            Ok(n @ 1..) => passing.read(self.direction, n),
             Ok(0) | Err(_) => {
                 if let State::Discarding(fault) = std::mem::replace(&mut self.state, State::Ended(None)) {
                     self.state = State::Ended(Some(Fault { delivered: true, ..fault }));
@@ -305,22 +320,22 @@ impl<'a> Flow<'a> {
         &mut self,
         cx: &mut Context<'_>,
         source: &mut S,
-        meter: &impl Meter,
+        passing: &mut Passing<'_, 'a, impl Meter>,
     ) -> Poll<bool> {
-        let scratch = self.scratch;
-        let Some(mut lent) = scratch.pipes.borrow() else {
+        let most = ready!(passing.poll_allowance());
+        let Some(mut lent) = passing.scratch.pipes.borrow() else {
             self.mode = Mode::Copy { large: 0 };
             return Poll::Ready(false);
         };
         let Some(pipe) = lent.pipe() else { return Poll::Ready(false) };
-        match ready!(source.poll_fill(cx, pipe)) {
+        match ready!(source.poll_fill(cx, pipe, most)) {
             Ok(Filled::End) => {
                 self.state = State::Ending;
                 return Poll::Ready(true);
             }
             Ok(Filled::ByReading) => self.mode = Mode::Copy { large: 0 },
             Ok(Filled::Bytes(n)) => {
-                meter.read(self.direction, n);
+                passing.read(self.direction, n);
                 self.mode = self.mode.after_splice(n);
                 self.state = State::Piped(lent);
                 return Poll::Ready(true);
@@ -380,6 +395,23 @@ impl<'a> Flow<'a> {
         match self.direction {
             Direction::Up => Side::Upstream,
             Direction::Down => Side::Downstream,
+        }
+    }
+}
+
+impl<M: Meter> Passing<'_, '_, M> {
+    /// How much may be read now. Pending until the relay's timer has waited for what the throttle asks.
+    fn poll_allowance(&mut self) -> Poll<usize> {
+        match &mut self.throttle {
+            None => Poll::Ready(usize::MAX),
+            Some(throttle) => throttle.allowance(Instant::now()).map_or(Poll::Pending, Poll::Ready),
+        }
+    }
+
+    fn read(&mut self, direction: Direction, n: usize) {
+        self.meter.read(direction, n);
+        if let Some(throttle) = &mut self.throttle {
+            throttle.charge(direction, n, Instant::now());
         }
     }
 }

@@ -41,7 +41,7 @@ impl Meter for Counts {
 macro_rules! copied {
     ($stream:ty) => {
         impl Conduit for $stream {
-            fn poll_fill(&self, _: &mut Context<'_>, _: &mut Pipe) -> Poll<io::Result<Filled>> {
+            fn poll_fill(&self, _: &mut Context<'_>, _: &mut Pipe, _: usize) -> Poll<io::Result<Filled>> {
                 Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
             }
 
