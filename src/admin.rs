@@ -1,9 +1,9 @@
-//! The admin server: `/metrics`, `/healthz`, `/readyz`, on an address of its own that no route leads to.
+//! The admin server: `/metrics`, `/healthz`, `/readyz` and `/api`, on an address of its own that no route leads
+//! to.
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,20 +14,23 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
-use tokio::sync::{Semaphore, oneshot};
 use tracing::{debug, warn};
 
-use crate::config::{AdminAddr, AdminConfig};
-use crate::control::{self, Generation, Kept, Outcome};
+use crate::config::{AdminAddr, AdminConfig, SecretSource};
+use crate::conn::Shared;
+use crate::control::{self, Generation};
 use crate::drain::Readiness;
 use crate::guard::Acl;
 use crate::telemetry::Registry;
+
+mod api;
 
 /// Connections served at once: a scraper, a health checker, and a few people.
 const CONNECTIONS: usize = 64;
@@ -45,6 +48,18 @@ pub struct Admin {
     socket: Socket,
     keep: Arc<AtomicBool>,
     acl: Acl,
+    access: Access,
+}
+
+/// Who may ask for `/api`, of those who may connect.
+#[derive(Clone, Debug)]
+enum Access {
+    /// Everybody: the kernel has looked at the file's rights, or they are on this machine.
+    All,
+    /// Whoever knows this.
+    Token(Arc<[u8]>),
+    /// Nobody: they come from elsewhere, and there is no token.
+    Nobody,
 }
 
 #[derive(Debug)]
@@ -72,11 +87,17 @@ pub struct AdminSocket {
 
 /// What requests are answered from.
 #[derive(Debug)]
-struct State {
-    registry: Arc<Registry>,
-    readiness: Arc<Readiness>,
-    serving: Arc<ArcSwap<Generation>>,
-    requests: Sender<control::Request>,
+pub struct State {
+    /// Where metrics are.
+    pub registry: Arc<Registry>,
+    /// Whether traffic is wanted.
+    pub readiness: Arc<Readiness>,
+    /// The configuration that serves.
+    pub serving: Arc<ArcSwap<Generation>>,
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Where requests go that others answer.
+    pub requests: Sender<control::Request>,
 }
 
 impl Admin {
@@ -84,7 +105,8 @@ impl Admin {
     /// and group.
     ///
     /// # Errors
-    /// What the kernel says; `AddrInUse` also for a Unix socket that another process answers on.
+    /// What the kernel says, `AddrInUse` also for a Unix socket that another process answers on; or that the token
+    /// cannot be read.
     pub fn bind(config: &AdminConfig, inherited: Option<OwnedFd>) -> io::Result<Self> {
         let keep = Arc::new(AtomicBool::new(false));
         let socket = match (&config.bind, inherited) {
@@ -93,7 +115,7 @@ impl Admin {
             (AdminAddr::Unix(path), inherited) => {
                 let listener = match inherited {
                     Some(socket) => socket.into(),
-                    None => bind_unix(path)?,
+                    None => bind_unix(path, config.by_default)?,
                 };
                 Socket::Unix(listener, SocketFile { path: path.clone(), keep: Arc::clone(&keep) })
             }
@@ -103,7 +125,14 @@ impl Admin {
             Socket::Unix(listener, _) => listener.set_nonblocking(true)?,
         }
         let acl = Acl::new(&config.allow, &[]);
-        Ok(Self { bind: config.bind.clone(), socket, keep, acl })
+        let token = config.token.as_ref().map(SecretSource::read).transpose()?;
+        let access = match (&config.bind, token) {
+            (AdminAddr::Unix(_), _) => Access::All,
+            (AdminAddr::Tcp(_), Some(token)) => Access::Token(token.into()),
+            (AdminAddr::Tcp(addr), None) if addr.ip().is_loopback() => Access::All,
+            (AdminAddr::Tcp(_), None) => Access::Nobody,
+        };
+        Ok(Self { bind: config.bind.clone(), socket, keep, acl, access })
     }
 
     /// The socket once more, for a successor.
@@ -128,15 +157,9 @@ impl Admin {
         }
     }
 
-    /// Answers requests until the runtime ends; what they ask for beside answers goes to `requests`.
-    pub async fn serve(
-        self,
-        registry: Arc<Registry>,
-        readiness: Arc<Readiness>,
-        serving: Arc<ArcSwap<Generation>>,
-        requests: Sender<control::Request>,
-    ) {
-        let state = Arc::new(State { registry, readiness, serving, requests });
+    /// Answers requests until the runtime ends.
+    pub async fn serve(self, state: State) {
+        let state = Arc::new((state, self.access));
         let result = match self.socket {
             Socket::Tcp(listener) => serve_tcp(listener, self.acl, state).await,
             Socket::Unix(listener, file) => serve_unix(listener, file, state).await,
@@ -154,7 +177,10 @@ impl AdminSocket {
     }
 }
 
-fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+fn bind_unix(path: &Path, make_folder: bool) -> io::Result<std::os::unix::net::UnixListener> {
+    if let Some(folder) = path.parent().filter(|_| make_folder) {
+        fs::create_dir_all(folder)?;
+    }
     remove_stale(path)?;
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
@@ -175,7 +201,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn serve_tcp(listener: std::net::TcpListener, acl: Acl, state: Arc<State>) -> io::Result<()> {
+async fn serve_tcp(listener: std::net::TcpListener, acl: Acl, state: Arc<(State, Access)>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -190,7 +216,7 @@ async fn serve_tcp(listener: std::net::TcpListener, acl: Acl, state: Arc<State>)
 async fn serve_unix(
     listener: std::os::unix::net::UnixListener,
     _file: SocketFile,
-    state: Arc<State>,
+    state: Arc<(State, Access)>,
 ) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
@@ -206,14 +232,14 @@ async fn serve_unix(
 fn serve_one(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     slots: &Arc<Semaphore>,
-    state: &Arc<State>,
+    state: &Arc<(State, Access)>,
 ) {
     let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return };
     let state = Arc::clone(state);
     tokio::spawn(async move {
         let service = hyper::service::service_fn(move |request| {
             let state = Arc::clone(&state);
-            async move { Ok::<_, Infallible>(answer(&request, &state).await) }
+            async move { Ok::<_, Infallible>(answer(request, &state.0, &state.1).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -226,18 +252,15 @@ fn serve_one(
     });
 }
 
-async fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Bytes>> {
-    let read = matches!(*request.method(), Method::GET | Method::HEAD);
-    match request.uri().path() {
-        "/api/v1/reload" => match *request.method() {
-            Method::POST if is_foreign(request) => {
-                text(StatusCode::FORBIDDEN, "not for pages of other origins\n".to_owned())
-            }
-            Method::POST => reload(state).await,
-            _ => only("POST"),
-        },
-        _ if !read => only("GET, HEAD"),
-        "/api/v1/config" => json(StatusCode::OK, &state.serving.load().to_json()),
+async fn answer(request: Request<Incoming>, state: &State, access: &Access) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if path.starts_with("/api/") {
+        return api::answer(request, state, access).await;
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return only("GET, HEAD");
+    }
+    match path {
         "/metrics" => {
             let mut response = text(StatusCode::OK, state.registry.render());
             let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -249,46 +272,16 @@ async fn answer(request: &Request<Incoming>, state: &State) -> Response<Full<Byt
             None => text(StatusCode::OK, "ready\n".to_owned()),
             Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".to_owned()),
-    }
-}
-
-/// Whether a browser sends this for a page that is not ours: whoever has one open would be asking unawares
-/// (Fetch Standard, `Origin` header; DNS rebinding shows in `Host`).
-fn is_foreign(request: &Request<Incoming>) -> bool {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let own = name == "localhost" || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-    request.headers().contains_key(ORIGIN) || !own
-}
-
-async fn reload(state: &State) -> Response<Full<Bytes>> {
-    let (reply, answered) = oneshot::channel();
-    if state.requests.try_send(control::Request::Reload(reply)).is_err() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "busy or about to end\n".to_owned());
-    }
-    match answered.await {
-        Ok(outcome) => {
-            let status = match &outcome {
-                Outcome::Reloaded { .. } => StatusCode::OK,
-                Outcome::Kept { why: Kept::BadConfig, .. } => StatusCode::UNPROCESSABLE_ENTITY,
-                Outcome::Kept { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            json(status, &outcome.to_json())
-        }
-        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "about to end\n".to_owned()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "try /metrics, /healthz, /readyz or /api/v1/openapi.json\n".to_owned(),
+        ),
     }
 }
 
 fn only(methods: &'static str) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {methods}\n"));
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-    response
-}
-
-fn json(status: StatusCode, value: &serde_json::Value) -> Response<Full<Bytes>> {
-    let mut response = text(status, format!("{value:#}\n"));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

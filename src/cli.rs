@@ -11,7 +11,9 @@ use crate::config::{Config, ConfigErrors};
 use crate::telemetry::logs::{self, LogStyle};
 
 mod ask;
+mod ban;
 mod check;
+mod connections;
 mod diff;
 mod explain;
 mod quickstart;
@@ -42,6 +44,18 @@ enum Verb {
     Reload(reload::Reload),
     /// Tell what a reload would change, and what needs a restart.
     Diff(diff::Diff),
+    /// Keep an address or a network from connecting for a while.
+    Ban(ban::Ban),
+    /// Lift a ban.
+    Unban(ban::Unban),
+    /// List the bans.
+    Bans(ban::Bans),
+    /// List open connections, a JSON object each.
+    Connections(connections::Connections),
+    /// Close an open connection.
+    Close(connections::Close),
+    /// Let a running process stop accepting, and end when its connections have.
+    Drain(connections::Drain),
     /// Show what becomes of a connection, and why: each rule tried, the winner, the limits, the backends.
     Explain(explain::Explain),
     /// Try it out: two TLS servers and a proxy in front of them, on loopback, with certificates of their own.
@@ -120,6 +134,12 @@ impl Cli {
             Verb::Explain(explain) => explain.run(),
             Verb::Reload(reload) => reload.run(),
             Verb::Diff(diff) => diff.run(),
+            Verb::Ban(ban) => ban.run(),
+            Verb::Unban(unban) => unban.run(),
+            Verb::Bans(bans) => bans.run(),
+            Verb::Connections(connections) => connections.run(),
+            Verb::Close(close) => close.run(),
+            Verb::Drain(drain) => drain.run(),
             Verb::Schema => print(&format!("{:#}\n", crate::config::json_schema())),
             Verb::Completions { shell } => {
                 let mut script = Vec::new();

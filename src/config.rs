@@ -6,6 +6,7 @@
 //! address and pattern is parsed.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -248,6 +249,31 @@ pub struct AdminConfig {
     pub bind: AdminAddr,
     /// Networks that may ask; for TCP addresses outside loopback never empty.
     pub allow: Vec<IpNet>,
+    /// Where the token for `/api` is.
+    pub token: Option<SecretSource>,
+    /// Whether nobody wrote it down: then it is no error that it cannot be bound.
+    pub by_default: bool,
+}
+
+/// Where a secret is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// In a variable of the environment.
+    Environment(String),
+    /// In a file.
+    File(PathBuf),
+    /// In a file that systemd passes on (`$CREDENTIALS_DIRECTORY`).
+    Credential(String),
+}
+
+/// A duration as it is written in a configuration, `1h30m`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    values::parse(text)
+}
+
+/// A network as it is written in a configuration, an address for itself.
+pub fn parse_network(text: &str) -> Option<IpNet> {
+    values::parse(text)
 }
 
 /// Where the admin server listens.
@@ -386,11 +412,78 @@ impl fmt::Display for RouteKey {
     }
 }
 
+impl SecretSource {
+    /// The secret, without a line feed at its end.
+    ///
+    /// # Errors
+    /// When it is not there, cannot be read, or is empty.
+    pub fn read(&self) -> io::Result<Box<[u8]>> {
+        let mut secret = match self {
+            Self::Environment(name) => {
+                std::env::var_os(name).ok_or(io::ErrorKind::NotFound)?.into_encoded_bytes()
+            }
+            Self::File(path) => std::fs::read(path)?,
+            Self::Credential(name) => {
+                let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(io::ErrorKind::NotFound)?;
+                std::fs::read(Path::new(&folder).join(name))?
+            }
+        };
+        while secret.last().is_some_and(u8::is_ascii_whitespace) {
+            secret.pop();
+        }
+        if secret.is_empty() { Err(io::ErrorKind::InvalidData.into()) } else { Ok(secret.into()) }
+    }
+}
+
+/// As it is written in TOML.
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (key, value) = match self {
+            Self::Environment(name) => ("env", name.clone()),
+            Self::File(path) => ("file", path.display().to_string()),
+            Self::Credential(name) => ("credential", name.clone()),
+        };
+        write!(f, "{{ {key} = {} }}", toml::Value::String(value))
+    }
+}
+
 impl fmt::Display for AdminAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(socket) => socket.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// As a list with commas; empty when there are none.
+impl fmt::Display for Conditions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn any_of<T: ToString>(items: &[T]) -> String {
+            items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+        }
+        let alpn = |names: &Vec<Box<[u8]>>| {
+            any_of(&names.iter().map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>())
+        };
+        let all = [
+            ("listener", self.listeners.as_deref().map(any_of)),
+            ("ja4", self.ja4.as_deref().map(any_of)),
+            ("alpn", self.alpn.as_ref().map(alpn)),
+            ("from", self.from.as_deref().map(any_of)),
+        ];
+        let given = all.into_iter().filter_map(|(name, values)| Some(format!("{name} {}", values?)));
+        f.write_str(&given.collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl fmt::Display for ActionConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passthrough(passthrough) => {
+                let to = passthrough.to.iter().map(ToString::to_string).collect::<Vec<_>>();
+                f.write_str(&to.join(", "))
+            }
+            Self::Reject(with) => write!(f, "reject ({with})"),
         }
     }
 }
@@ -434,9 +527,9 @@ impl Config {
         resolve::resolve(source::read(path)?)
     }
 
-    /// The admin address that the file at `path` gives, whatever else is wrong with it.
-    pub fn admin_of(path: &Path) -> Option<AdminAddr> {
-        resolve::admin_of(&source::read(path).ok()?)
+    /// The admin address that the file at `path` gives, whatever else is wrong with it, or the usual one.
+    pub fn admin_of(path: &Path) -> AdminAddr {
+        resolve::admin_of(source::read(path).ok())
     }
 
     /// Parses and resolves `text`; `name` stands for the file in messages. `include` is relative to the

@@ -16,6 +16,8 @@ pub const REQUESTS: usize = 16;
 pub enum Request {
     /// Read the configuration again and serve by it.
     Reload(oneshot::Sender<Outcome>),
+    /// Stop accepting, let open connections end, and end.
+    Drain,
 }
 
 /// The configuration that serves.

@@ -17,6 +17,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use serde_json::Value;
+
 use crate::config::{
     ActionConfig, Conditions, Config, Ja4Pattern, NamePattern, NameRegex, Policies, RejectWith, RouteConfig,
     RouteKey,
@@ -317,6 +319,20 @@ impl RouteTable {
             (rank, key, shape(route), route.id.0).cmp(&(other_rank, other_key, shape(other), other.id.0))
         });
         rows.into_iter().map(|(_, key, route)| (key, route)).collect()
+    }
+
+    /// The same as objects.
+    pub fn to_json(&self) -> Vec<Value> {
+        let row = |(key, route): (String, &Route)| {
+            serde_json::json!({
+                "match": key,
+                "conditions": route.config.conditions.to_string(),
+                "route": &*route.config.name,
+                "action": route.config.action.to_string(),
+                "origin": route.config.origin.to_string(),
+            })
+        };
+        self.precedence().into_iter().map(row).collect()
     }
 
     fn protocol(&self, protocol: Protocol) -> &Candidates {

@@ -16,8 +16,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::admin::{Admin, AdminSocket};
-use crate::config::{ActionConfig, Config, ConfigErrors, Origin};
+use crate::admin::{Admin, AdminSocket, State};
+use crate::config::{ActionConfig, AdminConfig, Config, ConfigErrors, Origin};
 use crate::conn::{Inbox, Shared, Workers};
 use crate::control::{REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
@@ -173,14 +173,25 @@ impl Server {
         // All that follows, reopened files included, is done by who the process stays.
         service::take_on(&config.identity).map_err(StartError::Identity)?;
         service::enter(&config);
-        let admin = config.admin.as_ref().map(|admin| {
-            let socket = inherited.take_admin(&admin.bind);
-            Admin::bind(admin, socket).map_err(|source| StartError::Admin(admin.bind.to_string(), source))
-        });
-        let admin = admin.transpose()?;
+        let admin = match &config.admin {
+            Some(admin) => bind_admin(admin, &mut inherited)?,
+            None => None,
+        };
         // Found now: when it is asked for, another file may stand there.
         let program = Program::running().ok();
         Ok(Bound { admin, config, file, workers, sockets, inherited, program })
+    }
+}
+
+/// Binds the admin address; one that nobody wrote down is done without when that fails.
+fn bind_admin(config: &AdminConfig, inherited: &mut Inherited) -> Result<Option<Admin>, StartError> {
+    match Admin::bind(config, inherited.take_admin(&config.bind)) {
+        Ok(admin) => Ok(Some(admin)),
+        Err(error) if config.by_default => {
+            info!(bind = %config.bind, %error, "no admin socket");
+            Ok(None)
+        }
+        Err(source) => Err(StartError::Admin(config.bind.to_string(), source)),
     }
 }
 
@@ -306,7 +317,13 @@ fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Res
     let (requests, mut asked) = channel(REQUESTS);
     let admin = admin.map(|admin| {
         let address = admin.address();
-        let server = admin.serve(registry, Arc::clone(&readiness), Arc::clone(live.serving()), requests);
+        let server = admin.serve(State {
+            registry,
+            readiness: Arc::clone(&readiness),
+            serving: Arc::clone(live.serving()),
+            shared: Arc::clone(&shared),
+            requests,
+        });
         info!(%address, "admin listening");
         control.spawn(server)
     });
@@ -368,7 +385,10 @@ async fn until_stopped(
                     name = signals.stop() => return name,
                 },
             },
-            Some(Request::Reload(reply)) = asked.recv() => Some(reply),
+            Some(request) = asked.recv() => match request {
+                Request::Reload(reply) => Some(reply),
+                Request::Drain => return "the admin server",
+            },
             () = shared.failed.cancelled() => return "a worker failed",
         };
         // A reload that is given up changes nothing.

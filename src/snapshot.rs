@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Histogram};
+use serde_json::Value;
 
 use crate::config::{ActionConfig, Config, Timeouts};
 use crate::guard::Acl;
 use crate::net::{IdleLimits, ProxyVersion};
-use crate::route::{RouteId, RouteTable};
+use crate::route::{Route, RouteId, RouteTable};
 use crate::telemetry::{Family, Registry};
 use crate::upstream::{Resolver, Upstream};
 
@@ -128,6 +129,16 @@ impl Snapshot {
     /// What belongs to a route of [`Self::table`].
     pub fn live(&self, id: RouteId) -> Option<&LiveRoute> {
         self.live.get(id.index())
+    }
+
+    /// The backends of all routes as objects, in file order.
+    pub fn upstreams(&self) -> Vec<Value> {
+        let routes = self.table.routes().iter().zip(&self.live);
+        let upstream = |(route, live): (&Route, &LiveRoute)| {
+            let backends = live.backends.as_ref()?.upstream.to_json();
+            Some(serde_json::json!({ "route": &*route.config.name, "backends": backends }))
+        };
+        routes.filter_map(upstream).collect()
     }
 
     /// The counters for connections without a route.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram};
+use serde_json::Value;
 
 use crate::config::PassthroughConfig;
 use crate::net::{Moment, Place, Reactor, Socket, Timer, UpstreamAddr, connect};
@@ -150,6 +151,21 @@ impl Upstream {
             transparent: config.transparent.is_some(),
             connect_time: registry.histogram(&CONNECT_TIME, &[route]),
         }
+    }
+
+    /// Its endpoints as objects: their names, and the addresses that those have now.
+    pub fn to_json(&self) -> Vec<Value> {
+        let endpoint = |endpoint: &Endpoint| {
+            let addresses: Vec<String> = match &endpoint.target {
+                Target::Ip(address) => vec![address.to_string()],
+                Target::Unix(path) => vec![format!("unix:{}", path.display())],
+                Target::Name(name, port) => {
+                    name.addresses().iter().map(|ip| SocketAddr::new(*ip, *port).to_string()).collect()
+                }
+            };
+            serde_json::json!({ "backend": &*endpoint.name, "addresses": addresses })
+        };
+        self.endpoints.iter().map(endpoint).collect()
     }
 
     /// Connects to the next endpoint in turn and sends what it takes at once of `first`; when that fails, to

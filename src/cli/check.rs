@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Write;
 
 use super::{ConfigArg, Exit, complain, print, report};
-use crate::config::{ActionConfig, Conditions, Config, Effective};
+use crate::config::{Config, Effective};
 use crate::route::{Mismatch, RouteTable};
 use crate::server::{StartError, probe_transparent, run_assertions};
 
@@ -82,12 +82,13 @@ fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
     }
     let _ = writeln!(out, "Routes in the order in which they are tried:");
     for (place, (key, route)) in RouteTable::new(config).precedence().into_iter().enumerate() {
-        let conditions = conditions(&route.config.conditions);
-        let action = action(&route.config.action);
+        let conditions = route.config.conditions.to_string();
+        let comma = if conditions.is_empty() { "" } else { ", " };
         let _ = writeln!(
             out,
-            "{:>4}. {key}{conditions} -> {action}  # route `{}`, {}",
+            "{:>4}. {key}{comma}{conditions} -> {}  # route `{}`, {}",
             place + 1,
+            route.config.action,
             route.config.name,
             route.config.origin
         );
@@ -109,50 +110,8 @@ fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
     out
 }
 
-/// The conditions of a route beside its key.
-fn conditions(conditions: &Conditions) -> String {
-    let mut out = String::new();
-    if let Some(listeners) = &conditions.listeners {
-        let _ = write!(out, ", listener {}", listeners.join(" or "));
-    }
-    if let Some(ja4) = &conditions.ja4 {
-        let patterns: Vec<_> = ja4.iter().map(ToString::to_string).collect();
-        let _ = write!(out, ", ja4 {}", patterns.join(" or "));
-    }
-    if let Some(alpn) = &conditions.alpn {
-        let names: Vec<_> = alpn.iter().map(|name| name.escape_ascii().to_string()).collect();
-        let _ = write!(out, ", alpn {}", names.join(" or "));
-    }
-    if let Some(from) = &conditions.from {
-        let networks: Vec<_> = from.iter().map(ToString::to_string).collect();
-        let _ = write!(out, ", from {}", networks.join(" or "));
-    }
-    out
-}
-
-fn action(action: &ActionConfig) -> String {
-    match action {
-        ActionConfig::Passthrough(passthrough) => {
-            passthrough.to.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        }
-        ActionConfig::Reject(with) => format!("reject ({with})"),
-    }
-}
-
 fn json(config: &Config, failed: &[Mismatch], effective: bool) -> String {
-    let routes: Vec<_> = RouteTable::new(config)
-        .precedence()
-        .into_iter()
-        .map(|(key, route)| {
-            serde_json::json!({
-                "match": key,
-                "conditions": conditions(&route.config.conditions).trim_start_matches(", "),
-                "route": &*route.config.name,
-                "action": action(&route.config.action),
-                "origin": route.config.origin.to_string(),
-            })
-        })
-        .collect();
+    let routes = RouteTable::new(config).to_json();
     let failed: Vec<_> = failed
         .iter()
         .map(|mismatch| {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use serde::Deserialize;
 
 use super::ask::AdminArg;
@@ -56,10 +56,7 @@ impl Diff {
 
     /// The settings of the running process.
     fn running(&self) -> anyhow::Result<Vec<Effective>> {
-        let answer = self.admin.ask(&self.config, Method::GET, "/api/v1/config")?;
-        if answer.status != StatusCode::OK {
-            anyhow::bail!("the process refuses: {}", String::from_utf8_lossy(&answer.body).trim());
-        }
+        let answer = self.admin.ask(&self.config, Method::GET, "/api/v1/config", None)?.done()?;
         let running: Running = answer.json()?;
         let setting = |Setting { key, value }| Effective { key, value, origin: None };
         Ok(running.settings.into_iter().map(setting).collect())

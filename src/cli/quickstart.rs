@@ -74,6 +74,7 @@ impl Quickstart {
         config.timeouts.drain = Duration::from_secs(1);
         // Whoever tries it out need not be told about users.
         config.identity = Identity::Kept;
+        config.admin = None;
         let exit = serve_with(Server::bind(config, None, None), Hangup::Ends, |bound| {
             if let Some((_, address)) = bound.addresses().next() {
                 // Nobody to read it is no reason to stop.

@@ -36,12 +36,13 @@ struct Change {
 
 impl Reload {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let answer = self.admin.ask(&self.config, Method::POST, "/api/v1/reload")?;
+        let answer = self.admin.ask(&self.config, Method::POST, "/api/v1/reload", None)?;
         if !matches!(
             answer.status,
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::SERVICE_UNAVAILABLE
         ) {
-            anyhow::bail!("the process refuses: {}", String::from_utf8_lossy(&answer.body).trim());
+            answer.done()?;
+            return Ok(Exit::Failure);
         }
         let outcome: Outcome = answer.json()?;
         if outcome.ok {

@@ -6,7 +6,7 @@ use std::fmt;
 use super::Effective;
 
 /// Settings that a running process keeps until it is started anew: its threads, its user, where it is asked.
-const FIXED: [&str; 6] = ["workers", "admin", "admin.bind", "user", "group", "sandbox"];
+const FIXED: [&str; 4] = ["workers", "user", "group", "sandbox"];
 
 /// A setting that is not what it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub fn diff(old: &[Effective], new: &[Effective]) -> Vec<Change> {
     let change = |key: &String| Change {
         before: before.get(key).cloned(),
         after: after.get(key).cloned(),
-        restart: FIXED.contains(&key.as_str()),
+        restart: is_fixed(key),
         key: key.clone(),
     };
     let changed = new.iter().map(|setting| &setting.key).filter(|key| before.get(*key) != after.get(*key));
@@ -40,7 +40,11 @@ pub fn diff(old: &[Effective], new: &[Effective]) -> Vec<Change> {
 
 /// The settings of `settings` that only a start takes from the configuration.
 pub fn fixed(settings: &[Effective]) -> Vec<Effective> {
-    settings.iter().filter(|setting| FIXED.contains(&setting.key.as_str())).cloned().collect()
+    settings.iter().filter(|setting| is_fixed(&setting.key)).cloned().collect()
+}
+
+fn is_fixed(key: &str) -> bool {
+    FIXED.contains(&key) || key == "admin" || key.starts_with("admin.")
 }
 
 impl Change {

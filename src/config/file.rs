@@ -9,8 +9,8 @@ use super::account::{GroupEntry, UserEntry};
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
 use super::units::{Bandwidth, ByteSize, Rate};
 use super::values::{
-    AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord, RouteName,
-    SniWord, TestProtocol, WordOr,
+    AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord,
+    RouteName, SniWord, TestProtocol, VariableName, WordOr,
 };
 use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
@@ -205,6 +205,20 @@ shape! {
         bind: AdminAddr = required,
         /// Networks that may ask; required for addresses outside loopback.
         allow: OneOrMany<IpNet>,
+        /// Where the token is that `/api` asks for over TCP; outside loopback there is no `/api` without one.
+        token: Secret,
+    }
+}
+
+shape! {
+    /// Where a secret is: one of three.
+    struct Secret {
+        /// A variable of the environment.
+        env: VariableName,
+        /// A file, by its absolute path; a line feed at its end is no part of the secret.
+        file: AbsolutePath,
+        /// The name of a credential that systemd loads (`LoadCredential=`).
+        credential: VariableName,
     }
 }
 

@@ -9,6 +9,7 @@ use super::source::{Place, Sources};
 use super::values::{Off, WordOr};
 use super::{AdminAddr, Config, Effective, Origin};
 
+mod admin;
 mod cases;
 mod limits;
 mod listeners;
@@ -50,13 +51,15 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
     })
 }
 
-/// The admin address, of whatever could be read.
-pub(super) fn admin_of(sources: &Sources) -> Option<AdminAddr> {
+/// The admin address, of whatever could be read; the usual one when that gives none.
+pub(super) fn admin_of(sources: Option<Sources>) -> AdminAddr {
     let bind = |at: &At<Either<WordOr<Off, AdminAddr>, Admin>>| match &at.value {
         Either::Short(bind) => bind.0.clone(),
         Either::Table(table) => table.bind.given().map(|bind| bind.value.clone()),
     };
-    sources.files.iter().filter_map(|file| file.admin.given()).find_map(bind)
+    let files = sources.map_or(Vec::new(), |sources| sources.files);
+    let given = files.iter().filter_map(|file| file.admin.given()).find_map(bind);
+    given.unwrap_or_else(|| AdminAddr::Unix(admin::DEFAULT.into()))
 }
 
 /// The files, main one first.

@@ -531,6 +531,7 @@ fn the_schema_declares_every_key() {
         file::Prefixes::KEYS.len(),
         file::Dns::KEYS.len(),
         file::Admin::KEYS.len(),
+        file::Secret::KEYS.len(),
         file::AccessLog::KEYS.len(),
         file::Route::KEYS.len(),
         file::RouteTimeouts::KEYS.len(),

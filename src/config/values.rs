@@ -67,6 +67,11 @@ const LIMIT_ACTIONS: [(&str, LimitWord); 5] = [
     ("tarpit", LimitWord::Tarpit),
 ];
 
+/// The value that is written so, if it is one.
+pub(super) fn parse<T: Text>(text: &str) -> Option<T> {
+    T::parse(text).ok()
+}
+
 /// A keyword that stands for the absence of a value.
 pub(super) trait Keyword {
     const WORD: &'static str;
@@ -135,6 +140,33 @@ pub(super) struct RouteName(pub(super) String);
 /// A nameserver; port 53 unless given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Nameserver(pub(super) SocketAddr);
+
+/// The name of a variable of the environment, or of a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VariableName(pub(super) String);
+
+/// An absolute path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AbsolutePath(pub(super) PathBuf);
+
+impl Text for VariableName {
+    const EXPECTED: &'static str = "a name";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        checked_name(text, "secret", "-_.").map(Self)
+    }
+}
+
+impl Text for AbsolutePath {
+    const EXPECTED: &'static str = "an absolute path";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        if Path::new(text).is_absolute() {
+            return Ok(Self(PathBuf::from(text)));
+        }
+        Err(Problem::new(ErrorKind::BadValue, format!("{} is not an absolute path", quote(text))))
+    }
+}
 
 impl fmt::Display for SniWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -322,7 +322,7 @@ fn nobody_reloads_from_a_page_of_another_origin() {
     for head in ["Host: evil.test\r\n", "Host: 127.0.0.1\r\nOrigin: http://evil.test\r\n"] {
         assert!(ask(head).starts_with("HTTP/1.1 403"), "{head}");
     }
-    assert_eq!(proxy.ask("/api/v1/reload").status, 405);
+    assert_eq!(proxy.api("GET", "reload", "").0, 405);
 }
 
 #[test]

@@ -11,10 +11,10 @@ use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
 use super::super::values::nat64;
 use super::super::{
-    AccessLogConfig, Account, AdminAddr, AdminConfig, BanRule, DnsConfig, Identity, LimitConfig, Limits,
-    ListFile, ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
+    AccessLogConfig, Account, AdminConfig, BanRule, DnsConfig, Identity, LimitConfig, Limits, ListFile,
+    ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
 };
-use super::{Input, Output, inner, listeners, string, strings};
+use super::{Input, Output, admin, inner, string, strings};
 
 /// Longest deadline: beyond it, it is a slip of the unit.
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
@@ -76,7 +76,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
             ),
         },
         dns: dns(input, out),
-        admin: admin(input, listeners, out),
+        admin: admin::resolve(input, listeners, out),
         access_log: access_log(input, out),
     }
 }
@@ -375,37 +375,6 @@ fn dns(input: &Input, out: &mut Output) -> DnsConfig {
         });
     }
     dns
-}
-
-fn admin(input: &Input, listeners: &[ListenerConfig], out: &mut Output) -> Option<AdminConfig> {
-    let at = input.once("admin", |file| &file.admin, out);
-    let (bind, allow) = match at.map(|at| &at.value) {
-        Some(Either::Short(bind)) => (bind.0.as_ref().zip(at.map(|at| &at.place)), None),
-        Some(Either::Table(table)) => {
-            (table.bind.given().map(|at| (&at.value, &at.place)), Some(&table.allow))
-        }
-        None => (None, None),
-    };
-    let Some((bind, place)) = bind else {
-        out.note("admin", string("off"), at.map(|at| &at.place));
-        return None;
-    };
-    let networks = networks("admin.allow", allow.and_then(Setting::given), out);
-    out.note("admin.bind", string(bind), Some(place));
-    if let AdminAddr::Tcp(socket) = bind {
-        if !socket.ip().is_loopback() && allow.is_none_or(Setting::is_absent) {
-            let message = format!("`{socket}` is not on loopback, so anyone who reaches it could ask");
-            let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
-            out.report(error.hint(format!(
-                "say who may: `admin = {{ bind = \"{socket}\", allow = \"10.0.0.0/8\" }}`, or use `127.0.0.1`"
-            )));
-        }
-        if let Some(listener) = listeners::own(listeners, *socket) {
-            let message = format!("`{socket}` is taken by the listener `{}`", listener.name);
-            out.report(ConfigError::new(ErrorKind::Conflict, message).at(place));
-        }
-    }
-    Some(AdminConfig { bind: bind.clone(), allow: networks })
 }
 
 fn access_log(input: &Input, out: &mut Output) -> AccessLogConfig {

@@ -38,6 +38,17 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
+impl Answer {
+    /// Reads it to the end of the stream.
+    pub(crate) fn read(stream: &mut impl Read) -> std::io::Result<Self> {
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+        Ok(Self { status, body: body.to_owned() })
+    }
+}
+
 impl Proxy {
     /// Starts with `config` and waits until it is ready.
     pub(crate) fn start(config: &str) -> Self {
@@ -188,11 +199,28 @@ impl Proxy {
         let mut stream = TcpStream::connect_timeout(&self.admin(), SOON)?;
         stream.set_read_timeout(Some(SOON))?;
         write!(stream, "GET {path} HTTP/1.0\r\nHost: admin.test\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-        Ok(Answer { status, body: body.to_owned() })
+        Answer::read(&mut stream)
+    }
+
+    /// Asks `/api/v1` for something; gives the status and what was answered.
+    pub(crate) fn api(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let answer = self.api_with(method, path, "", body);
+        let value = serde_json::from_str(&answer.body).unwrap_or_else(|_| Value::String(answer.body));
+        (answer.status, value)
+    }
+
+    /// The same with further `headers`, each with its line end, and the answer as it came.
+    pub(crate) fn api_with(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+        let mut stream = TcpStream::connect_timeout(&self.admin(), SOON).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let host = if headers.contains("Host:") { "" } else { "Host: localhost\r\n" };
+        let length = body.len();
+        write!(
+            stream,
+            "{method} /api/v1/{path} HTTP/1.0\r\n{host}{headers}Content-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        Answer::read(&mut stream).unwrap()
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
