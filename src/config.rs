@@ -31,6 +31,7 @@ mod schema;
 mod source;
 mod units;
 mod values;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,7 @@ pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use schema::json_schema;
 pub use units::Rate;
 pub use values::AdminAddrError;
+pub use watch::Watch;
 
 /// A whole configuration, resolved: defaults filled in, every value parsed and checked.
 #[derive(Clone, Debug)]
@@ -69,6 +71,8 @@ pub struct Config {
     pub dns: DnsConfig,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` means nowhere.
     pub admin: Option<AdminConfig>,
+    /// Whether the files are read again when they change.
+    pub reload_on_change: bool,
     /// Where the line a connection goes.
     pub access_log: AccessLogConfig,
     /// The `[[test]]` assertions, in file order.

@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc::{Receiver, UnboundedSender, channel, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedSender, channel, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admin::{Admin, AdminSocket, State};
-use crate::config::{ActionConfig, AdminConfig, Config, ConfigErrors, Origin};
+use crate::config::{ActionConfig, AdminConfig, Config, ConfigErrors, Origin, Watch};
 use crate::conn::{Inbox, Shared, Workers};
-use crate::control::{REQUESTS, Request};
+use crate::control::{Generation, REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
@@ -312,9 +313,12 @@ fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Res
     // is down holds this up no longer than one query.
     control.block_on(live.first_answers());
     control.spawn(upkeep(Arc::clone(&registry), Arc::clone(&shared)));
-    control.spawn(watch_lists(Arc::clone(&shared)));
-    let mut signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
     let (requests, mut asked) = channel(REQUESTS);
+    control.spawn(watch_lists(Arc::clone(&shared)));
+    if let Some(file) = live.file() {
+        control.spawn(watch_files(file.to_owned(), Arc::clone(live.serving()), requests.clone()));
+    }
+    let mut signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
     let admin = admin.map(|admin| {
         let address = admin.address();
         let server = admin.serve(State {
@@ -430,6 +434,26 @@ async fn watch_lists(shared: Arc<Shared>) {
         let guard = shared.guard.load_full();
         // A disk may be slow, and this runtime has one thread.
         let _ = tokio::task::spawn_blocking(move || guard.refresh_lists()).await;
+    }
+}
+
+/// Asks for a reload when the files of the configuration change, if it says so.
+async fn watch_files(file: PathBuf, serving: Arc<ArcSwap<Generation>>, requests: Sender<Request>) {
+    let mut watch = Watch::new(&file);
+    let mut interval = tokio::time::interval(LISTS);
+    loop {
+        interval.tick().await;
+        if !serving.load().config.reload_on_change {
+            continue;
+        }
+        // A disk may be slow, and this runtime has one thread.
+        let look = tokio::task::spawn_blocking(move || (watch.changed(), watch)).await;
+        let Ok((changed, back)) = look else { return };
+        watch = back;
+        // The log tells what came of it.
+        if changed && requests.send(Request::Reload(oneshot::channel().0)).await.is_err() {
+            return;
+        }
     }
 }
 

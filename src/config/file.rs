@@ -10,7 +10,7 @@ use super::decode::{Either, OneOrMany, Tables, Whole, shape};
 use super::units::{Bandwidth, ByteSize, Rate};
 use super::values::{
     AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord,
-    RouteName, SniWord, TestProtocol, VariableName, WordOr,
+    ReloadOn, RouteName, SniWord, TestProtocol, VariableName, WordOr,
 };
 use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
@@ -27,6 +27,8 @@ shape! {
         proxy_protocol: OneOrMany<IpNet>,
         /// Named groups of addresses to accept on.
         listener: Tables<Listener>,
+        /// When the files are read again: `signal` (and on request), or also on `change`.
+        reload_on: ReloadOn,
         /// More files to read; patterns are relative to the folder of this file.
         include: OneOrMany<String>,
         /// Data-plane threads; `"auto"` is one a core.

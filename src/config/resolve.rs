@@ -45,6 +45,7 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
         sandbox: settings.sandbox,
         dns: settings.dns,
         admin: settings.admin,
+        reload_on_change: settings.reload_on_change,
         access_log: settings.access_log,
         tests,
         effective: out.effective,

@@ -199,6 +199,48 @@ fn from_bytes(name: &Path, bytes: Vec<u8>) -> Result<Sources, ConfigErrors> {
     Ok(sources)
 }
 
+/// What an `include` stands for.
+enum Included {
+    File(PathBuf),
+    /// A pattern as `glob` takes it.
+    Pattern(String),
+}
+
+/// What `text` in the file `name` stands for.
+fn absolute(name: &Path, text: &str) -> Included {
+    let folder = name.parent().unwrap_or(Path::new(""));
+    if !text.contains(GLOB) {
+        return Included::File(folder.join(text));
+    }
+    Included::Pattern(match folder.to_str() {
+        _ if Path::new(text).is_absolute() => text.to_owned(),
+        Some("") | None => text.to_owned(),
+        Some(folder) => format!("{}/{text}", glob::Pattern::escape(folder)),
+    })
+}
+
+/// What the file `name` includes, as far as it can be read, whatever is wrong with it.
+pub(super) fn includes(name: &Path) -> Vec<String> {
+    let text = read_file(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let source = SourceFile::new(name, 0, text);
+    let (table, _) = DeTable::parse_recoverable(&source.text);
+    let (top, mut errors) = (Place::new(&source, 0..0), Vec::new());
+    let file = file::File::from_table(table.get_ref(), &top, &mut Decoder::new(&source, &mut errors));
+    file.include.values().iter().map(|at| at.value.clone()).collect()
+}
+
+/// The files that `text` in the file `name` stands for now, sorted.
+pub(super) fn expand(name: &Path, text: &str) -> Vec<PathBuf> {
+    let mut files = match absolute(name, text) {
+        Included::File(path) => vec![path],
+        Included::Pattern(full) => {
+            glob::glob(&full).map(|paths| paths.filter_map(Result::ok).collect()).unwrap_or_default()
+        }
+    };
+    files.sort();
+    files
+}
+
 impl Sources {
     /// Reads what `main` includes, in the order of the patterns and of the names that each matches.
     fn include(&mut self, name: &Path, main: &file::File) {
@@ -223,15 +265,10 @@ impl Sources {
 
     /// The files that `pattern` stands for, sorted.
     fn matches(&mut self, name: &Path, pattern: &At<String>) -> Vec<PathBuf> {
-        let folder = name.parent().unwrap_or(Path::new(""));
         let text = pattern.value.as_str();
-        if !text.contains(GLOB) {
-            return vec![folder.join(text)];
-        }
-        let full = match folder.to_str() {
-            _ if Path::new(text).is_absolute() => text.to_owned(),
-            Some("") | None => text.to_owned(),
-            Some(folder) => format!("{}/{text}", glob::Pattern::escape(folder)),
+        let full = match absolute(name, text) {
+            Included::File(path) => return vec![path],
+            Included::Pattern(full) => full,
         };
         let paths = match glob::glob(&full) {
             Ok(paths) => paths,

@@ -51,6 +51,8 @@ const PROXY_VERSIONS: [(&str, ProxyVersion); 2] = [("v1", ProxyVersion::V1), ("v
 
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
 
+const RELOADS: [(&str, ReloadOn); 2] = [("signal", ReloadOn::Signal), ("change", ReloadOn::Change)];
+
 const SANDBOXES: [(&str, Sandbox); 2] = [("off", Sandbox::Off), ("landlock", Sandbox::Landlock)];
 const PERS: [(&str, PerWord); 4] = [
     ("ip", PerWord(Per::IP)),
@@ -70,6 +72,13 @@ const LIMIT_ACTIONS: [(&str, LimitWord); 5] = [
 /// The value that is written so, if it is one.
 pub(super) fn parse<T: Text>(text: &str) -> Option<T> {
     T::parse(text).ok()
+}
+
+/// What lets a process read its configuration again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReloadOn {
+    Signal,
+    Change,
 }
 
 /// A keyword that stands for the absence of a value.
@@ -242,6 +251,7 @@ word_value!(RejectWith, "\"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
 word_value!(ProtocolWord, "the name of a protocol", PROTOCOLS);
 word_value!(TestProtocol, "the name of a protocol", TEST_PROTOCOLS);
 word_value!(ExpectedAction, "\"passthrough\" or \"reject\"", ACTIONS);
+word_value!(ReloadOn, "\"signal\" or \"change\"", RELOADS);
 word_value!(Sandbox, "\"landlock\" or \"off\"", SANDBOXES);
 word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);
 word_value!(ProxyVersion, "\"v1\" or \"v2\"", PROXY_VERSIONS);

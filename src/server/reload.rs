@@ -4,7 +4,7 @@
 //! fail any more does it take its place. Connections keep the generation that they began with.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -99,6 +99,11 @@ impl Live {
         let fixed = config::fixed(&config.effective);
         let serving = Arc::new(ArcSwap::from_pointee(Generation { number: 1, config }));
         Self { file, serving, fixed, resolver, listening, admin, workers, shared, registry, runtime, metrics }
+    }
+
+    /// The file of the configuration, if it is from one.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Where metrics are.

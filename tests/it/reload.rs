@@ -278,6 +278,21 @@ fn names_of_backends_are_never_without_addresses() {
     assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
 }
 
+/// Nobody says a word: the files are followed, and a bad one is told of once.
+#[test]
+fn files_that_change_are_followed_on_request() {
+    let (a, b) = (Backend::tagged("a"), Backend::tagged("b"));
+    let follow = |name: &str, to: &Backend| format!("reload_on = 'change'\n{}", config(ANY, name, to));
+    let proxy = Proxy::start(&follow("a.test", &a));
+    proxy.write(&follow("b.test", &b));
+    wait_for("the new route", || probe(proxy.addr(), &to("b.test")) == served("b"));
+    proxy.write("listen = 5\n");
+    wait_for("a word about it", || !proxy.logged("the configuration stays as it was").is_empty());
+    proxy.write(&config(ANY, "a.test", &a));
+    wait_for("the last one that is followed", || probe(proxy.addr(), &to("a.test")) == served("a"));
+    assert_eq!(proxy.logged("the configuration stays as it was").len(), 1);
+}
+
 #[test]
 fn what_a_reload_would_change_is_told_before() {
     let backend = Backend::tagged("a");

@@ -9,7 +9,7 @@ use super::super::decode::{At, Either, OneOrMany, Setting};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
-use super::super::values::nat64;
+use super::super::values::{ReloadOn, nat64};
 use super::super::{
     AccessLogConfig, Account, AdminConfig, BanRule, DnsConfig, Identity, LimitConfig, Limits, ListFile,
     ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
@@ -52,6 +52,7 @@ pub(super) struct Settings {
     pub(super) sandbox: Sandbox,
     pub(super) dns: DnsConfig,
     pub(super) admin: Option<AdminConfig>,
+    pub(super) reload_on_change: bool,
     pub(super) access_log: AccessLogConfig,
 }
 
@@ -77,6 +78,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
         },
         dns: dns(input, out),
         admin: admin::resolve(input, listeners, out),
+        reload_on_change: reload_on_change(input, out),
         access_log: access_log(input, out),
     }
 }
@@ -375,6 +377,13 @@ fn dns(input: &Input, out: &mut Output) -> DnsConfig {
         });
     }
     dns
+}
+
+fn reload_on_change(input: &Input, out: &mut Output) -> bool {
+    let at = input.once("reload_on", |file| &file.reload_on, out);
+    let change = at.is_some_and(|at| at.value == ReloadOn::Change);
+    out.note("reload_on", string(if change { "change" } else { "signal" }), at.map(|at| &at.place));
+    change
 }
 
 fn access_log(input: &Input, out: &mut Output) -> AccessLogConfig {
