@@ -36,8 +36,8 @@ mod api;
 const CONNECTIONS: usize = 64;
 /// Deadline for the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Deadline for a whole connection: scrapes reconnect without harm.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Deadline for a whole connection, longer than `portcullis reload` waits; scrapes reconnect without harm.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(150);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -108,7 +108,8 @@ impl Admin {
     /// What the kernel says, `AddrInUse` also for a Unix socket that another process answers on; or that the token
     /// cannot be read.
     pub fn bind(config: &AdminConfig, inherited: Option<OwnedFd>) -> io::Result<Self> {
-        let keep = Arc::new(AtomicBool::new(false));
+        // The file of an inherited one is the predecessor's until this process serves.
+        let keep = Arc::new(AtomicBool::new(inherited.is_some()));
         let socket = match (&config.bind, inherited) {
             (AdminAddr::Tcp(_), Some(socket)) => Socket::Tcp(socket.into()),
             (AdminAddr::Tcp(addr), None) => Socket::Tcp(std::net::TcpListener::bind(addr)?),
@@ -171,6 +172,11 @@ impl Admin {
 }
 
 impl AdminSocket {
+    /// It is this process's from now on, with its file.
+    pub fn take_over(&self) {
+        self.keep.store(false, Ordering::Release);
+    }
+
     /// Somebody else answers on it from now on: its file stays.
     pub fn hand_over(&self) {
         self.keep.store(true, Ordering::Release);

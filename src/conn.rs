@@ -58,12 +58,11 @@ async fn establish<'a>(
     record: &mut ConnRecord,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Admitted { socket, named_later, waited, at, listener, mut permit, live, .. } = *admitted;
+    let Admitted { socket, snapshot, named_later, waited, at, listener, mut permit, live, .. } = *admitted;
     let mut stream = Socket::accepted(socket, &cx.reactor);
     if waited {
         stream.expect_bytes();
     }
-    let snapshot = cx.shared.snapshot.load_full();
     let limits = peek::Limits::new(&snapshot, &listener.name, timer.now());
     let mut said = Vec::new();
     let mut destination = None;

@@ -60,8 +60,6 @@ pub enum Kept {
     Temporary,
     /// This machine could not.
     Failed,
-    /// The server is about to end.
-    Draining,
 }
 
 impl Generation {
@@ -93,7 +91,6 @@ impl fmt::Display for Kept {
             Self::BadConfig => "bad_config",
             Self::Temporary => "temporary",
             Self::Failed => "failed",
-            Self::Draining => "draining",
         })
     }
 }

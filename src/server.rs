@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admin::{Admin, AdminSocket, State};
-use crate::config::{ActionConfig, AdminConfig, Config, ConfigErrors, Origin, Watch};
+use crate::config::{AccessLogConfig, ActionConfig, AdminConfig, Config, ConfigErrors, Origin, Watch};
 use crate::conn::{Inbox, Shared, Workers};
 use crate::control::{Generation, REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
@@ -208,9 +208,8 @@ pub fn run_assertions(config: &Config) -> Result<(), StartError> {
     if failed.is_empty() { Ok(()) } else { Err(StartError::Assertions(failed)) }
 }
 
-fn open_access_log(config: &Config, registry: &Registry) -> Result<AccessLog, StartError> {
-    AccessLog::open(&config.access_log, registry)
-        .map_err(|source| StartError::AccessLog(config.access_log.to.to_string(), source))
+fn open_access_log(config: &AccessLogConfig, registry: &Registry) -> Result<AccessLog, StartError> {
+    AccessLog::open(config, registry).map_err(|source| StartError::AccessLog(config.to.to_string(), source))
 }
 
 /// Tries whether this process may do what `transparent` asks for, when a route does.
@@ -243,10 +242,12 @@ impl Bound {
             .enable_all()
             .build()
             .map_err(StartError::Thread)?;
+        // Before all that takes its time: until then most of them end the process.
+        let signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
         let registry = Arc::new(Registry::new()?);
         registry.gauge(&BUILD, &[env!("CARGO_PKG_VERSION")]).set(1.0);
         let Self { config, file, workers, sockets, admin, inherited, program } = self;
-        let access_log = open_access_log(&config, &registry)?;
+        let access_log = open_access_log(&config.access_log, &registry)?;
         let mut resolver = Resolver::new(&config.dns, &registry);
         let snapshot = Snapshot::new(&config, &mut resolver, &registry);
         resolver.start(control.handle())?;
@@ -261,6 +262,7 @@ impl Bound {
             draining: CancellationToken::new(),
             failed: CancellationToken::new(),
             drained: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
             workers: loads,
         });
         let (senders, configs) = worker_configs(inboxes.into_iter().zip(hearts), budget.pipes);
@@ -277,7 +279,7 @@ impl Bound {
             runtime: control.handle().clone(),
         };
         let result =
-            serve(Live::new(first), Start { sockets, configs, admin, inherited, program }, &control, hangup);
+            serve(Live::new(first), Start { sockets, configs, admin, inherited, program, signals }, &control);
         control.shutdown_timeout(Duration::from_millis(100));
         shared.access_log.load().flush();
         result
@@ -303,22 +305,31 @@ struct Start {
     admin: Option<Admin>,
     inherited: Inherited,
     program: Option<Program>,
+    signals: Signals,
 }
 
-fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Result<(), StartError> {
-    let Start { sockets, configs, admin, mut inherited, program } = start;
+fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartError> {
+    let Start { sockets, configs, admin, mut inherited, program, mut signals } = start;
     let readiness = Arc::new(Readiness::default());
     let (shared, registry) = (Arc::clone(&live.shared), Arc::clone(live.registry()));
     // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
     // is down holds this up no longer than one query.
-    control.block_on(live.first_answers());
+    let stop = control.block_on(async {
+        tokio::select! {
+            () = live.first_answers() => None,
+            signal = signals.stop() => Some(signal),
+        }
+    });
+    if let Some(signal) = stop {
+        info!(signal, "stopped before it served");
+        return Ok(());
+    }
     control.spawn(upkeep(Arc::clone(&registry), Arc::clone(&shared)));
     let (requests, mut asked) = channel(REQUESTS);
     control.spawn(watch_lists(Arc::clone(&shared)));
     if let Some(file) = live.file() {
         control.spawn(watch_files(file.to_owned(), Arc::clone(live.serving()), requests.clone()));
     }
-    let mut signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
     let admin = admin.map(|admin| {
         let address = admin.address();
         let server = admin.serve(State {
@@ -345,8 +356,12 @@ fn serve(mut live: Live, start: Start, control: &Runtime, hangup: Hangup) -> Res
     // A predecessor that has gone meanwhile needs no word.
     let _ = inherited.tell_ready();
     drop(inherited);
+    live.admin.iter().for_each(AdminSocket::take_over);
     let why = control.block_on(until_stopped(&mut live, &mut signals, &mut asked, program.as_ref()));
+    // Whoever still asks is told so.
+    drop(asked);
     if why == REPLACED {
+        shared.replaced.store(true, Ordering::Release);
         // From here on the new process answers on this address, too.
         live.admin.iter().for_each(AdminSocket::hand_over);
         admin.iter().for_each(JoinHandle::abort);
@@ -377,10 +392,10 @@ async fn until_stopped(
             signal = signals.next() => match signal {
                 Signalled::Stop(name) => return name,
                 Signalled::Reload => None,
-                Signalled::Reopen => {
-                    live.reopen_logs();
-                    continue;
-                }
+                Signalled::Reopen => tokio::select! {
+                    () = live.reopen_logs() => continue,
+                    name = signals.stop() => return name,
+                },
                 Signalled::Upgrade => tokio::select! {
                     serves = live.hand_over(program) => match serves {
                         true => return REPLACED,

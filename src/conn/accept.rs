@@ -6,6 +6,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -18,6 +19,7 @@ use super::registry::answer_all;
 use super::{limited, serve};
 use crate::guard::ConnPermit;
 use crate::net::{AcceptedSocket, BACKLOG, Listener};
+use crate::snapshot::Snapshot;
 
 /// Queued connections taken in a row before others of this thread run.
 const BATCH: u32 = 32;
@@ -44,7 +46,9 @@ pub async fn accept_loop(socket: Listener, address: Arc<Address>, cx: Rc<Context
             Err(error) => socket.paused(shortage.pause(&error, &address.listener(), &cx)).await,
         }
     }
-    drain_queue(&socket, &address, &cx).await;
+    if !cx.shared.replaced.load(Ordering::Acquire) {
+        drain_queue(&socket, &address, &cx).await;
+    }
     debug!(listener = %address.listener().name, "stopped listening");
 }
 
@@ -72,7 +76,8 @@ fn is_clients_own(error: &io::Error) -> bool {
 async fn admit(accepted: AcceptedSocket, listener: Arc<ListenerContext>, cx: &Rc<Context>) {
     let peer = accepted.peer.ip();
     // Everybody behind a proxy would share its limits: they are for the client that it names.
-    let named_later = cx.shared.snapshot.load().trusts(&listener.name, peer);
+    let snapshot = cx.shared.snapshot.load_full();
+    let named_later = snapshot.trusts(&listener.name, peer);
     let guard = cx.shared.guard.load();
     let admission = if named_later {
         Ok(guard.admit_unnamed())
@@ -81,7 +86,9 @@ async fn admit(accepted: AcceptedSocket, listener: Arc<ListenerContext>, cx: &Rc
     };
     drop(guard);
     match admission {
-        Ok(permit) => serve_admitted(Arriving { accepted, named_later, permit }, listener, cx).await,
+        Ok(permit) => {
+            serve_admitted(Arriving { accepted, snapshot, named_later, permit }, listener, cx).await
+        }
         Err(rejection) => limited::refuse(accepted, rejection, listener, cx),
     }
 }
@@ -89,6 +96,8 @@ async fn admit(accepted: AcceptedSocket, listener: Arc<ListenerContext>, cx: &Rc
 /// A connection that was admitted.
 pub(super) struct Arriving {
     pub(super) accepted: AcceptedSocket,
+    /// The configuration that it keeps, however long it has to wait.
+    pub(super) snapshot: Arc<Snapshot>,
     /// Whether it begins with a header that says whose it is.
     pub(super) named_later: bool,
     pub(super) permit: ConnPermit,
@@ -97,12 +106,13 @@ pub(super) struct Arriving {
 /// Starts to serve the connection, or hands it over to another worker. At the cap on connections this waits, and
 /// with it the loop, so that the excess stays in the kernel's queue.
 pub(super) async fn serve_admitted(arriving: Arriving, listener: Arc<ListenerContext>, cx: &Rc<Context>) {
-    let Arriving { accepted: AcceptedSocket { socket, peer, waited }, named_later, mut permit } = arriving;
+    let Arriving { accepted, snapshot, named_later, mut permit } = arriving;
+    let AcceptedSocket { socket, peer, waited } = accepted;
     permit.wait_for_room().await;
     // The client's deadlines begin now: that it had to wait is not its fault.
     let at = Instant::now();
     let live = cx.begin();
-    begin(Admitted { socket, client: peer, named_later, waited, at, listener, permit, live }, cx);
+    begin(Admitted { socket, client: peer, snapshot, named_later, waited, at, listener, permit, live }, cx);
 }
 
 /// Serves the connection, here or, when another worker has clearly less to do, there.

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use super::context::ListenerContext;
 use super::registry::{About, Question, ask, questions};
 use crate::guard::ConnPermit;
+use crate::snapshot::Snapshot;
 
 /// A worker may have so many connections more than another, and a share of what that one has, before it hands
 /// one over: that wakes a thread, and connections that come and go are even enough by themselves. With these, one in
@@ -51,6 +52,8 @@ pub struct Inbox {
 pub(super) struct Admitted {
     pub(super) socket: OwnedFd,
     pub(super) client: SocketAddr,
+    /// The configuration that it keeps.
+    pub(super) snapshot: Arc<Snapshot>,
     /// Whether that is a trusted proxy, which names its client by a header.
     pub(super) named_later: bool,
     /// Whether it waited to be accepted.

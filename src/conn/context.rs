@@ -32,6 +32,8 @@ pub struct Shared {
     pub failed: CancellationToken,
     /// Set when the time to drain is over: what is open then ends for that reason.
     pub drained: AtomicBool,
+    /// Set before draining begins when a successor has the listening sockets, and with them their queues.
+    pub replaced: AtomicBool,
     /// The workers.
     pub workers: Workers,
 }

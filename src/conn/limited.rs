@@ -83,7 +83,8 @@ async fn delay(
             Ok(mut permit) => {
                 permit.take_place_of(hold);
                 // Whoever is trusted to name others is not limited.
-                let arriving = Arriving { accepted, named_later: false, permit };
+                let snapshot = cx.shared.snapshot.load_full();
+                let arriving = Arriving { accepted, snapshot, named_later: false, permit };
                 return serve_admitted(arriving, listener, &cx).await;
             }
             Err(next) => rejection = next,

@@ -97,32 +97,29 @@ fn not_bound(listener: &ListenerConfig, address: &ListenAddr, source: io::Error)
     StartError::Bind { address: address.to_string(), listener: listener.name.to_string(), source }
 }
 
-/// At least a socket a worker: those `given`, and as many more as are missing.
+/// At least a socket a worker: those `given`, if there are any.
 fn bind_group(
     address: ListenAddr,
     workers: usize,
     given: Vec<TcpListener>,
 ) -> io::Result<(SocketAddr, Vec<Arc<TcpListener>>)> {
     given.iter().try_for_each(net::adopt)?;
-    let mut sockets: Vec<_> = given.into_iter().map(Arc::new).collect();
-    let first = match sockets.first() {
-        Some(first) => Arc::clone(first),
-        None => {
-            let first = Arc::new(net::bind(address)?);
-            sockets.push(Arc::clone(&first));
-            first
+    let mut sockets = given;
+    if sockets.is_empty() {
+        let first = net::bind(address)?;
+        let port = first.local_addr()?.port();
+        sockets.push(first);
+        for _ in 1..workers {
+            sockets.push(net::bind(address.with_port(port))?);
         }
-    };
-    let bound = first.local_addr()?;
-    while sockets.len() < workers {
-        sockets.push(match net::bind(address.with_port(bound.port())) {
-            Ok(socket) => Arc::new(socket),
-            // It was not opened to be shared, by systemd without `ReusePort=`: all workers accept on the one.
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Arc::new(first.try_clone()?),
-            Err(error) => return Err(error),
-        });
     }
-    Ok((bound, sockets))
+    let [first, ..] = sockets.as_slice() else { return Err(io::ErrorKind::NotFound.into()) };
+    let bound = first.local_addr()?;
+    // Where too few were given, workers share them: another one of the address would get its part of the clients at
+    // once, long before anybody accepts here, and lose them if that never comes.
+    let more = sockets.iter().cycle().take(workers.saturating_sub(sockets.len())).map(TcpListener::try_clone);
+    let more = more.collect::<io::Result<Vec<_>>>()?;
+    Ok((bound, sockets.into_iter().chain(more).map(Arc::new).collect()))
 }
 
 impl Listening {

@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use metrics::{Counter, Gauge};
@@ -42,6 +43,9 @@ const SINCE: Family = Family {
     help: "When the configuration that serves was taken.",
     labels: &[],
 };
+
+/// How often it is looked whether a retired snapshot is still in use.
+const RETIRE: Duration = Duration::from_secs(1);
 
 /// The generation that serves, and what the next one is made with.
 #[derive(Debug)]
@@ -161,11 +165,15 @@ impl Live {
         let (config, snapshot, mut resolver) =
             built.await.map_err(|error| StartError::Thread(error.into()))??;
         resolver.start(&self.runtime)?;
-        let sockets = self.listening.bind(&config)?;
-        let changed = config.access_log != self.serving.load().config.access_log;
-        let access_log = changed.then(|| super::open_access_log(&config, &self.registry)).transpose()?;
+        let access_log = if config.access_log == self.serving.load().config.access_log {
+            None
+        } else {
+            Some(self.open_log(&config).await?)
+        };
         // As at the start: the first client finds its backend.
         let _ = timeout(config.dns.timeout, resolver.first_answers()).await;
+        // Last, since from here on clients may be in their queues.
+        let sockets = self.listening.bind(&config)?;
         Ok(Next { config, snapshot, resolver, sockets, access_log })
     }
 
@@ -183,7 +191,8 @@ impl Live {
         if let Some(access_log) = access_log {
             self.shared.access_log.store(Arc::new(access_log));
         }
-        self.shared.snapshot.store(Arc::new(snapshot));
+        let retired = self.shared.snapshot.swap(Arc::new(snapshot));
+        self.runtime.spawn(retire(retired));
         self.listening.change(&config, sockets);
         self.resolver = resolver;
         self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
@@ -193,8 +202,10 @@ impl Live {
     /// Starts `program` with the sockets of this process and waits until it serves; says whether it does.
     /// Dropped before its end it ends the new process.
     pub(super) async fn hand_over(&self, program: Option<&Program>) -> bool {
-        let Some(program) = program.filter(|_| self.file.is_some()) else {
-            warn!("this process cannot be replaced");
+        // The first process of a container takes all others with it when it ends.
+        let first = rustix::process::getpid().is_init();
+        let Some(program) = program.filter(|_| self.file.is_some() && !first) else {
+            warn!(first, "this process cannot be replaced");
             return false;
         };
         info!("starting a new process");
@@ -218,9 +229,16 @@ impl Live {
         }
     }
 
+    /// Opens the access log, which may take as long as the disk or the reader of a pipe does.
+    async fn open_log(&self, config: &Config) -> Result<AccessLog, StartError> {
+        let (log, registry) = (config.access_log.clone(), Arc::clone(&self.registry));
+        let opened = tokio::task::spawn_blocking(move || super::open_access_log(&log, &registry));
+        opened.await.map_err(|error| StartError::Thread(error.into()))?
+    }
+
     /// Opens the access log again, for when its file was moved away.
-    pub(super) fn reopen_logs(&self) {
-        match super::open_access_log(&self.serving.load().config, &self.registry) {
+    pub(super) async fn reopen_logs(&self) {
+        match self.open_log(&self.serving.load_full().config).await {
             Ok(access_log) => {
                 self.shared.access_log.store(Arc::new(access_log));
                 info!("the access log is opened again");
@@ -228,6 +246,16 @@ impl Live {
             Err(error) => error!(error = %chain(&error), "the access log stays as it is"),
         }
     }
+}
+
+/// Keeps a snapshot until no connection begins with it any more: freeing a large one takes its time, which no
+/// worker has.
+async fn retire(snapshot: Arc<Snapshot>) {
+    while Arc::strong_count(&snapshot) > 1 {
+        tokio::time::sleep(RETIRE).await;
+    }
+    // Whether it ran does not matter.
+    let _ = tokio::task::spawn_blocking(move || drop(snapshot)).await;
 }
 
 impl Metrics {

@@ -53,12 +53,14 @@ fn restrict(
     Ok(status.ruleset)
 }
 
-/// The folders of the configuration's files, and what the system says.
+/// The folders of the configuration's files and of its lists, and what the system says.
 fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let origins = config.effective.iter().filter_map(|setting| setting.origin.as_ref());
     let routes = config.routes.iter().map(|route| &route.origin);
     let files = origins.chain(routes).map(|origin| folder(&origin.file));
-    files.chain(SYSTEM.map(PathBuf::from)).collect()
+    let limits = &config.limits;
+    let lists = limits.allow_files.iter().chain(&limits.deny_files).map(|list| folder(&list.path));
+    files.chain(lists).chain(SYSTEM.map(PathBuf::from)).collect()
 }
 
 fn logs(config: &Config) -> BTreeSet<PathBuf> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::backend::Backend;
-use crate::support::client::{End, Outcome, connect, free_port, held, probe, read_to_end, served};
+use crate::support::client::{End, Outcome, connect, free_port, held, probe, read_to_end, served, timed};
 use crate::support::hello::to;
 use crate::support::metrics::Metrics;
 use crate::support::pattern::{exchange, serve};
@@ -256,6 +256,40 @@ fn fifty_broken_configurations_hurt_nobody() {
         wait_for("the refusal", || refusals(&proxy) > refused - 0.5);
     }
     proxy.assert_sound();
+}
+
+/// Who asks during the drain is told so, and does not wait for its end.
+#[test]
+fn a_reload_during_the_drain_is_refused_at_once() {
+    let backend = Backend::tagged("a");
+    let mut proxy = Proxy::start(&config(ANY, "a.test", &backend));
+    let open = held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test"));
+    proxy.process.signal(Signal::TERM);
+    until("draining", SOON, || proxy.logged("draining").pop());
+    let (took, refused) = timed(|| proxy.reload());
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("about to end"), "{}", refused.stderr);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    drop(open);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+}
+
+/// The reader of the log has gone: opening it waits, and everything else goes on.
+#[test]
+fn a_log_that_cannot_be_opened_now_holds_up_nothing_else() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("access.pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let mut proxy = Proxy::start(&config(ANY, "a.test", &backend));
+    proxy.write(&format!("access_log = '{}'\n{}", pipe.display(), config(ANY, "b.test", &backend)));
+    proxy.process.signal(Signal::HUP);
+    until("the reload", SOON, || proxy.logged("reading the configuration again").pop());
+    assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    assert_eq!(proxy.ask("/readyz").status, 200);
+    proxy.process.signal(Signal::TERM);
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
 }
 
 #[test]

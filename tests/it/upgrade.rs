@@ -180,6 +180,41 @@ fn a_new_process_that_fails_changes_nothing() {
     assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
 }
 
+/// It fails late, with the admin socket in its hands: that and its file stay the old one's. And with more workers it
+/// shares the sockets that there are: a new one would get clients before it serves.
+#[test]
+fn a_new_process_that_fails_late_takes_nothing_with_it() {
+    let backend = Backend::tagged("a");
+    let dir = tempfile::tempdir().unwrap();
+    let (path, binary) = (dir.path().join("admin.sock"), binary(dir.path()));
+    let text =
+        config(&backend).replace("admin = '127.0.0.1:0'", &format!("admin = 'unix:{}'", path.display()));
+    let mut proxy = Proxy::start_binary(&binary, &text);
+    // The real one with four workers instead of two, and a log that it cannot open.
+    replace(
+        &binary,
+        &format!(
+            "exec {} run --workers 4 --config {}",
+            env!("CARGO_BIN_EXE_portcullis"),
+            proxy.file().display()
+        ),
+    );
+    proxy.write(&format!("access_log = '/nowhere/access.log'\n{text}"));
+    proxy.process.signal(Signal::USR2);
+    wait_for("the failure", || proxy.logged("this process goes on").len() == 1);
+    std::os::unix::net::UnixStream::connect(&path).expect("the old process still answers");
+    for _ in 0..50 {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    }
+    proxy.write(&text);
+    proxy.upgrade();
+    assert_eq!(proxy.process.wait(SOON).code(), Some(0));
+    for _ in 0..50 {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+    }
+    std::os::unix::net::UnixStream::connect(&path).expect("the new process answers");
+}
+
 /// Told to stop while a new process starts: both end.
 #[test]
 fn a_stop_in_the_middle_of_an_upgrade_ends_the_new_process_too() {
