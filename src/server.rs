@@ -314,22 +314,12 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
     let (shared, registry) = (Arc::clone(&live.shared), Arc::clone(live.registry()));
     // Asked for before anybody is served, so that the first client finds its backend; a nameserver that
     // is down holds this up no longer than one query.
-    let stop = control.block_on(async {
-        tokio::select! {
-            () = live.first_answers() => None,
-            signal = signals.stop() => Some(signal),
-        }
-    });
-    if let Some(signal) = stop {
+    if let Some(signal) = control.block_on(live.first_answers_or_stop(&mut signals)) {
         info!(signal, "stopped before it served");
         return Ok(());
     }
-    control.spawn(upkeep(Arc::clone(&registry), Arc::clone(&shared)));
     let (requests, mut asked) = channel(REQUESTS);
-    control.spawn(watch_lists(Arc::clone(&shared)));
-    if let Some(file) = live.file() {
-        control.spawn(watch_files(file.to_owned(), Arc::clone(live.serving()), requests.clone()));
-    }
+    spawn_upkeep(control, &live, &requests);
     let admin = admin.map(|admin| {
         let address = admin.address();
         let server = admin.serve(State {
@@ -343,11 +333,7 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
         control.spawn(server)
     });
     let force = CancellationToken::new();
-    let mut workers = Vec::with_capacity(configs.len());
-    for config in configs {
-        let worker = Worker::spawn(config, Arc::clone(&shared), force.clone());
-        workers.push(worker.map_err(StartError::Thread)?);
-    }
+    let workers = spawn_workers(configs, &shared, &force)?;
     let serving = live.serving().load_full();
     live.listening.change(&serving.config, sockets);
     readiness.set_ready();
@@ -374,6 +360,24 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
     force_after_workers(control, workers, &shared, &force, &mut signals, deadline);
     info!("stopped");
     if shared.failed.is_cancelled() { Err(StartError::Worker) } else { Ok(()) }
+}
+
+/// Starts what is done every few seconds.
+fn spawn_upkeep(control: &Runtime, live: &Live, requests: &Sender<Request>) {
+    control.spawn(upkeep(Arc::clone(live.registry()), Arc::clone(&live.shared)));
+    control.spawn(watch_lists(Arc::clone(&live.shared)));
+    if let Some(file) = live.file() {
+        control.spawn(watch_files(file.to_owned(), Arc::clone(live.serving()), requests.clone()));
+    }
+}
+
+fn spawn_workers(
+    configs: Vec<WorkerConfig>,
+    shared: &Arc<Shared>,
+    force: &CancellationToken,
+) -> Result<Vec<Worker>, StartError> {
+    let spawn = |config| Worker::spawn(config, Arc::clone(shared), force.clone());
+    configs.into_iter().map(spawn).collect::<io::Result<_>>().map_err(StartError::Thread)
 }
 
 /// Why a process stops whose successor serves.

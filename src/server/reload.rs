@@ -22,6 +22,7 @@ use crate::admin::AdminSocket;
 use crate::config::{self, Change, Config, Effective};
 use crate::conn::Shared;
 use crate::control::{Generation, Kept, Outcome};
+use crate::drain::Signals;
 use crate::handover::{Program, Successor};
 use crate::service;
 use crate::snapshot::Snapshot;
@@ -120,9 +121,14 @@ impl Live {
         &self.serving
     }
 
-    /// Waits until the names of its backends have been asked for once, a query's time at most.
-    pub(super) async fn first_answers(&self) {
-        let _ = timeout(self.serving.load().config.dns.timeout, self.resolver.first_answers()).await;
+    /// Waits until the names of its backends have been asked for once, a query's time at most, or until a signal asks
+    /// to stop; gives that.
+    pub(super) async fn first_answers_or_stop(&self, signals: &mut Signals) -> Option<&'static str> {
+        let patience = self.serving.load().config.dns.timeout;
+        tokio::select! {
+            _ = timeout(patience, self.resolver.first_answers()) => None,
+            signal = signals.stop() => Some(signal),
+        }
     }
 
     /// Reads the configuration again and serves by it, or says why not and goes on as before. Dropped before
