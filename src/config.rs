@@ -61,6 +61,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The largest ClientHello accepted, in bytes on the wire, record headers included.
     pub max_hello_size: usize,
+    /// Memory that unfinished hellos may take in all, in bytes; `None` means by the cap on connections.
+    pub hello_memory: Option<usize>,
     /// Data-plane threads; `None` means one a core.
     pub workers: Option<usize>,
     /// Whom the process becomes once its ports are bound.

@@ -16,6 +16,7 @@ use crate::snapshot::Snapshot;
 mod accept;
 mod balance;
 mod context;
+mod hello_bytes;
 mod limited;
 mod metrics;
 mod passthrough;
@@ -30,9 +31,11 @@ pub use accept::{accept_loop, take_over_loop};
 use balance::Admitted;
 pub use balance::{Inbox, Workers};
 pub use context::{Address, Context, ListenerContext, Shared};
+pub use hello_bytes::HelloBytes;
 use limited::Entering;
 use metrics::Action;
 use passthrough::{Client, Established};
+use peek::First;
 use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
@@ -65,15 +68,19 @@ async fn establish<'a>(
     }
     let limits = peek::Limits::new(&snapshot, &listener.name, timer.now());
     let mut said = Vec::new();
+    let mut held = cx.shared.hello_bytes.hold();
     let mut destination = None;
     if named_later {
         let whose = (&mut *record, Entering { permit: &mut permit, listener: &listener });
-        match Box::pin(proxy::identify(&mut stream, &mut said, limits, whose, cx, timer)).await {
+        let first = First { bytes: &mut said, held: &mut held };
+        match Box::pin(proxy::identify(&mut stream, first, limits, whose, cx, timer)).await {
             Ok(named) => destination = named,
             Err(error) => return Err(proxy::turn_away(stream, error, &listener, record, cx, timer).await),
         }
     }
-    let peeked = peek::read_preface(&mut stream, &mut said, &cx.scratch, limits, timer).await;
+    let first = First { bytes: &mut said, held: &mut held };
+    let peeked = peek::read_preface(&mut stream, first, &cx.scratch, limits, timer).await;
+    drop(held);
     record.received(&said);
     let preface = match peeked {
         Ok(preface) => preface,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -19,7 +19,7 @@ use tracing::info;
 
 use crate::admin::{Admin, AdminSocket, State};
 use crate::config::{AccessLogConfig, ActionConfig, AdminConfig, Config, ConfigErrors, Origin, Watch};
-use crate::conn::{Inbox, Shared, Workers};
+use crate::conn::{HelloBytes, Inbox, Shared, Workers};
 use crate::control::{Generation, REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
@@ -36,7 +36,7 @@ mod budget;
 mod listening;
 mod reload;
 
-use budget::{Budget, raise_descriptor_limit};
+use budget::{Budget, Usage, raise_descriptor_limit};
 use listening::{Group, Listening};
 use reload::{First, Live};
 
@@ -52,8 +52,6 @@ const WORKER: Family = Family {
     help: "Connections that a worker has open; new ones go to another once it has clearly more.",
     labels: &["worker"],
 };
-const CAP: Family =
-    Family { name: "portcullis_connections_limit", help: "The cap on connections in all.", labels: &[] };
 
 /// Why the server did not start, or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -251,7 +249,8 @@ impl Bound {
         let mut resolver = Resolver::new(&config.dns, &registry);
         let snapshot = Snapshot::new(&config, &mut resolver, &registry);
         resolver.start(control.handle())?;
-        let budget = Budget::new(&config.limits, workers, sockets.len());
+        let budget = Budget::new(&config, workers, sockets.len());
+        budget.publish(&registry);
         let (loads, inboxes) = Workers::new(workers);
         let (pulses, hearts) = service::pulses(workers);
         control.spawn(service::watch(pulses));
@@ -264,6 +263,8 @@ impl Bound {
             drained: AtomicBool::new(false),
             replaced: AtomicBool::new(false),
             workers: loads,
+            hello_bytes: HelloBytes::new(budget.hello_bytes),
+            pipes: Arc::new(AtomicUsize::new(0)),
         });
         let (senders, configs) = worker_configs(inboxes.into_iter().zip(hearts), budget.pipes);
         let listening = Listening::new(senders, shared.draining.clone(), Arc::clone(&registry));
@@ -477,7 +478,7 @@ async fn watch_files(file: PathBuf, serving: Arc<ArcSwap<Generation>>, requests:
 }
 
 async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
-    let cap = registry.gauge(&CAP, &[]);
+    let usage = Usage::new(&registry);
     let loads = (0..shared.workers.live().count()).map(|id| registry.gauge(&WORKER, &[&id.to_string()]));
     let loads = loads.collect::<Vec<_>>();
     let mut interval = tokio::time::interval(UPKEEP);
@@ -485,9 +486,8 @@ async fn upkeep(registry: Arc<Registry>, shared: Arc<Shared>) {
     loop {
         interval.tick().await;
         registry.upkeep();
-        let guard = shared.guard.load_full();
-        guard.upkeep(Instant::now());
-        cap.set(guard.cap() as f64);
+        shared.guard.load().upkeep(Instant::now());
+        usage.update(&shared);
         for (load, live) in loads.iter().zip(shared.workers.live()) {
             load.set(live as f64);
         }

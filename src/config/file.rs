@@ -41,6 +41,8 @@ shape! {
         sandbox: Sandbox,
         /// The largest ClientHello accepted, from 512B to 64KiB.
         max_hello_size: ByteSize,
+        /// Memory that unfinished hellos may take in all, from 64KiB; `"auto"` derives it from the cap on connections.
+        hello_memory: WordOr<Auto, ByteSize>,
         /// Deadlines and idle limits.
         timeouts: Timeouts,
         /// New connections an address; a string is `per_ip`.

@@ -40,6 +40,7 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
         limits: settings.limits,
         timeouts: settings.timeouts,
         max_hello_size: settings.max_hello_size,
+        hello_memory: settings.hello_memory,
         workers: settings.workers,
         identity: settings.identity,
         sandbox: settings.sandbox,

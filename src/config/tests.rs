@@ -136,7 +136,9 @@ fn the_example_resolves_to_what_it_says() {
     assert_eq!(config.listeners[1].bind.len(), 2);
     assert_eq!(config.listeners[1].silent_after, Duration::from_millis(500));
     assert_eq!(config.workers, Some(2));
-    assert_eq!(config.max_hello_size, 8192);
+    assert_eq!((config.max_hello_size, config.hello_memory), (8192, None));
+    let bounded = parse(&format!("hello_memory = \"32MiB\"\n{HEAD}")).unwrap();
+    assert_eq!(bounded.hello_memory, Some(32 << 20));
     let timeouts = &config.timeouts;
     assert_eq!((timeouts.hello, timeouts.connect, timeouts.idle), (secs(5), secs(3), secs(600)));
     assert_eq!((timeouts.half_closed, timeouts.drain), (secs(60), secs(90)));

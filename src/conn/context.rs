@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use super::balance::{Inbox, Live, Load, Workers};
+use super::hello_bytes::HelloBytes;
 use super::metrics::ListenerMetrics;
 use super::registry::Registry as Connections;
 use crate::guard::Guard;
@@ -36,6 +37,10 @@ pub struct Shared {
     pub replaced: AtomicBool,
     /// The workers.
     pub workers: Workers,
+    /// The memory that unfinished hellos take.
+    pub hello_bytes: HelloBytes,
+    /// How many pipes there are.
+    pub pipes: Arc<AtomicUsize>,
 }
 
 /// What the connections of one worker share, on its thread.
@@ -85,10 +90,10 @@ impl Context {
     /// pipes.
     pub fn new(shared: Arc<Shared>, reactor: Rc<Reactor>, worker: u16, inbox: &Inbox, pipes: usize) -> Self {
         Self {
+            scratch: Scratch::new(pipes).counted_in(Arc::clone(&shared.pipes)),
             shared,
             reactor,
             timers: Timers::new(),
-            scratch: Scratch::new(pipes),
             connections: Connections::default(),
             worker,
             load: Arc::clone(inbox.load()),

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::context::{Context, ListenerContext};
+use super::hello_bytes::Held;
 use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::Termination;
@@ -40,6 +41,14 @@ pub(super) enum PeekError {
     Unwatched,
     /// A ClientHello that is none.
     Hello(HelloError),
+    /// It is unfinished, and unfinished ones take as much memory as they may.
+    NoRoom,
+}
+
+/// What a connection begins with, and what that counts for as long as more of it is awaited.
+pub(super) struct First<'a, 'h> {
+    pub(super) bytes: &'a mut Vec<u8>,
+    pub(super) held: &'a mut Held<'h>,
 }
 
 impl Limits {
@@ -54,21 +63,25 @@ impl Limits {
     }
 }
 
-/// Reads into `bytes`, which hold what is there already, until they tell what the connection is: the hello and
+/// Reads into the `first` bytes, which hold what is there already, until they tell what the connection is: the hello and
 /// whatever came with it, to be passed on first. The deadline is absolute: bytes do not renew it. Nothing is held for a
 /// client that has sent nothing.
 pub(super) async fn read_preface(
     stream: &mut Socket,
-    bytes: &mut Vec<u8>,
+    first: First<'_, '_>,
     scratch: &Scratch,
     limits: Limits,
     timer: &mut Timer<'_>,
 ) -> Result<Preface, PeekError> {
+    let First { bytes, held } = first;
     let mut detector = Detector::new(limits.max_hello).with_ja4(limits.ja4);
     let silent_at = limits.silent_after.map(|silent| limits.hello_by.min(timer.now() + silent));
     loop {
         if let Some(preface) = detector.advance(bytes).map_err(PeekError::Hello)? {
             return Ok(preface);
+        }
+        if !held.grow_to(bytes.capacity()) {
+            return Err(PeekError::NoRoom);
         }
         let until = silent_at.filter(|_| bytes.is_empty()).unwrap_or(limits.hello_by);
         let room = limits.max_hello.saturating_sub(bytes.len());
@@ -135,7 +148,7 @@ fn poll_once(
 
 impl PeekError {
     /// The words for the variants in logs and metrics.
-    pub(super) const REASONS: [&str; 14] = [
+    pub(super) const REASONS: [&str; 15] = [
         "hello_timeout",
         "closed",
         "reset",
@@ -150,6 +163,7 @@ impl PeekError {
         "several_names",
         "bad_name",
         "proxy_untrusted",
+        "hello_memory",
     ];
 
     /// What a failed read means: the kernel's limits of what can be watched are never the client's doing.
@@ -177,13 +191,14 @@ impl PeekError {
             Self::Hello(HelloError::SeveralNames) => "several_names",
             Self::Hello(HelloError::Name(_)) => "bad_name",
             Self::Hello(HelloError::ProxyHeader) => "proxy_untrusted",
+            Self::NoRoom => "hello_memory",
         }
     }
 
     /// Whether it is the proxy that ends the connection.
     pub(super) fn is_refused(&self) -> bool {
         match self {
-            Self::Timeout | Self::Hello(_) => true,
+            Self::Timeout | Self::Hello(_) | Self::NoRoom => true,
             Self::Closed | Self::Reset | Self::Unwatched => false,
         }
     }
@@ -192,6 +207,8 @@ impl PeekError {
     pub(super) fn refusal(&self) -> Refusal {
         match self {
             Self::Timeout | Self::Closed | Self::Reset | Self::Unwatched => Refusal::Close,
+            // Nothing of it stays behind, in the kernel neither.
+            Self::NoRoom => Refusal::Reset,
             Self::Hello(HelloError::ProxyHeader) => Refusal::Close,
             Self::Hello(
                 HelloError::NotHandshake | HelloError::NotClientHello | HelloError::TrailingBytes,

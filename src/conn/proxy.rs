@@ -7,7 +7,7 @@ use tracing::debug;
 
 use super::context::{Context, ListenerContext};
 use super::limited::{self, Entering};
-use super::peek::{Limits, PeekError, read_more};
+use super::peek::{First, Limits, PeekError, read_more};
 use super::record::ConnRecord;
 use super::refuse::{Refusal, refuse};
 use super::termination::Termination;
@@ -52,18 +52,19 @@ impl HeaderError {
     }
 }
 
-/// Reads the header of a trusted proxy into `said`, of which then what follows it is left, and counts the connection
+/// Reads the header of a trusted proxy into the `first` bytes, of which then what follows it is left, and counts the connection
 /// for the client that it names. Gives what that client connected to, when the header says.
 pub(super) async fn identify(
     stream: &mut Socket,
-    said: &mut Vec<u8>,
+    first: First<'_, '_>,
     limits: Limits,
     (record, entering): (&mut ConnRecord, Entering<'_>),
     cx: &Context,
     timer: &mut Timer<'_>,
 ) -> Result<Option<SocketAddr>, HeaderError> {
     record.awaits_header();
-    let header = read_header(stream, said, limits, cx, timer).await?;
+    let First { bytes: said, held } = first;
+    let header = read_header(stream, First { bytes: said, held }, limits, cx, timer).await?;
     said.drain(..header.len);
     let listener = entering.listener;
     let take = |permit: &mut ConnPermit, client: IpAddr| {
@@ -84,11 +85,12 @@ pub(super) async fn identify(
 
 async fn read_header(
     stream: &mut Socket,
-    said: &mut Vec<u8>,
+    first: First<'_, '_>,
     limits: Limits,
     cx: &Context,
     timer: &mut Timer<'_>,
 ) -> Result<ProxyHeader, HeaderError> {
+    let First { bytes: said, held } = first;
     loop {
         // As much as a hello may have behind it.
         let room = (ProxyHeader::MAX + limits.max_hello).saturating_sub(said.len());
@@ -98,6 +100,9 @@ async fn read_header(
         }
         if let Some(header) = ProxyHeader::read(said).map_err(HeaderError::Header)? {
             return Ok(header);
+        }
+        if !held.grow_to(said.capacity()) {
+            return Err(HeaderError::Read(PeekError::NoRoom));
         }
     }
 }
@@ -114,6 +119,9 @@ pub(super) async fn turn_away(
     let refusal = match &error {
         HeaderError::Read(error) => {
             listener.metrics.hello_failed(error);
+            if error.is_refused() {
+                record.refused();
+            }
             return HeaderError::Read(*error).into();
         }
         // Counted where it was refused.

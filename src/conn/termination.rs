@@ -125,7 +125,7 @@ impl From<PeekError> for Termination {
         let cause = match &error {
             PeekError::Timeout => Cause::ClientTimeout,
             PeekError::Closed | PeekError::Reset | PeekError::Hello(_) => Cause::Client,
-            PeekError::Unwatched => Cause::Resource,
+            PeekError::Unwatched | PeekError::NoRoom => Cause::Resource,
         };
         Self::new(cause, Stage::Peek, error.reason())
     }

@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
@@ -52,11 +54,17 @@ pub(super) struct PipePool {
     free: RefCell<Vec<Pipe>>,
     /// How many more may be made; each costs two descriptors.
     budget: Cell<usize>,
+    /// How many there are, those of other threads with them. Changed only when one is made or closed.
+    made: Arc<AtomicUsize>,
 }
 
 impl PipePool {
     pub(super) fn new(budget: usize) -> Self {
-        Self { free: RefCell::default(), budget: Cell::new(budget) }
+        Self { free: RefCell::default(), budget: Cell::new(budget), made: Arc::default() }
+    }
+
+    pub(super) fn counted_in(self, made: Arc<AtomicUsize>) -> Self {
+        Self { made, ..self }
     }
 
     /// A pipe, or `None` when there is none to be had: relays then copy.
@@ -67,6 +75,7 @@ impl PipePool {
                 let left = self.budget.get().checked_sub(1)?;
                 let pipe = Pipe::with_capacity(CAPACITY).ok()?;
                 self.budget.set(left);
+                self.made.fetch_add(1, Ordering::Relaxed);
                 pipe
             }
         };
@@ -85,7 +94,10 @@ impl Drop for Lent<'_> {
         match self.pipe.take() {
             Some(pipe) if pipe.pending == 0 => self.pool.free.borrow_mut().push(pipe),
             // Its bytes belong to a connection that is over: it is closed, and another may be made.
-            Some(_) => self.pool.budget.set(self.pool.budget.get() + 1),
+            Some(_) => {
+                self.pool.budget.set(self.pool.budget.get() + 1);
+                self.pool.made.fetch_sub(1, Ordering::Relaxed);
+            }
             None => {}
         }
     }
@@ -180,12 +192,15 @@ mod tests {
 
     #[test]
     fn a_pipe_with_bytes_in_it_is_never_lent_again() {
-        let pool = PipePool::new(1);
+        let made = Arc::new(AtomicUsize::new(0));
+        let pool = PipePool::new(1).counted_in(Arc::clone(&made));
         let (mut near, source) = UnixStream::pair().unwrap();
         let mut lent = pool.borrow().unwrap();
+        assert_eq!(made.load(Ordering::Relaxed), 1);
         near.write_all(b"secret").unwrap();
         lent.pipe().unwrap().fill(&source, MOST, true).unwrap();
         drop(lent);
+        assert_eq!(made.load(Ordering::Relaxed), 0);
         let mut next = pool.borrow().expect("the budget is whole again");
         assert_eq!(next.pipe().unwrap().pending(), 0);
     }

@@ -7,6 +7,8 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -124,6 +126,13 @@ impl Scratch {
     /// A buffer, and room for up to `pipes` pipes.
     pub fn new(pipes: usize) -> Self {
         Self { buffer: RefCell::new(vec![0; SCRATCH].into()), pipes: PipePool::new(pipes) }
+    }
+
+    /// Its pipes are counted in `made`, with those of other threads.
+    #[must_use]
+    pub fn counted_in(mut self, made: Arc<AtomicUsize>) -> Self {
+        self.pipes = self.pipes.counted_in(made);
+        self
     }
 
     /// Runs `f` on the buffer. Not to be called from within `f`.

@@ -1,9 +1,14 @@
-//! How the limit of open files is shared out.
+//! How descriptors and memory are shared out among connections, pipes, hellos and the rest of the process.
 
+use std::sync::atomic::Ordering;
+
+use metrics::Gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
-use crate::config::Limits;
+use crate::config::Config;
+use crate::conn::Shared;
+use crate::telemetry::{Family, Registry};
 
 /// Kept for logs, the control runtime and what libraries open; for 64 connections to the admin server; for
 /// 32 names looked up at once over both families.
@@ -13,13 +18,52 @@ const PER_WORKER: u64 = 2;
 /// For each address a worker has a listening socket, and may hold one connection that waits for room.
 const PER_ADDRESS: u64 = 2;
 /// A relayed connection has the client's and the backend's.
-const PER_CONNECTION: u64 = 2;
+const PER_CONNECTION: usize = 2;
 /// A pipe has two ends.
-const PER_PIPE: u64 = 2;
+const PER_PIPE: usize = 2;
 /// Pipes of a worker, at most: each serves one direction that streams and has bytes on the way.
 const PIPES: u64 = 128;
 /// Of all descriptors pipes may take one in so many; relays without a pipe copy.
 const PIPE_SHARE: u64 = 8;
+/// One in so many of the connections that there may be at once may have a hello of the largest size under way.
+const HELLO_SHARE: usize = 8;
+/// But so many of them in any case,
+const HELLOS_LEAST: usize = 64;
+/// and not more bytes than these: 4,096 of the largest default size, 32,768 of post-quantum clients.
+const HELLO_BYTES_MOST: usize = 64 << 20;
+
+const CAP: Family =
+    Family { name: "portcullis_connections_limit", help: "The cap on connections in all.", labels: &[] };
+const DESCRIPTORS: Family = Family {
+    name: "portcullis_descriptors_limit",
+    help: "How the limit of open files is shared out; reserve: for logs, the admin server, DNS and files.",
+    labels: &["share"],
+};
+const DESCRIPTORS_IN_USE: Family = Family {
+    name: "portcullis_descriptors_in_use",
+    help: "Descriptors set aside for open connections, two each, and those of pipes.",
+    labels: &["share"],
+};
+const PIPES_LIMIT: Family = Family {
+    name: "portcullis_pipes_limit",
+    help: "How many pipes to splice through there may be.",
+    labels: &[],
+};
+const PIPES_IN_USE: Family = Family {
+    name: "portcullis_pipes_in_use",
+    help: "Pipes that there are, those that wait for the next stream included.",
+    labels: &[],
+};
+const HELLO_BYTES: Family = Family {
+    name: "portcullis_hello_bytes_limit",
+    help: "Memory that unfinished hellos may take in all.",
+    labels: &[],
+};
+const HELLO_BYTES_IN_USE: Family = Family {
+    name: "portcullis_hello_bytes_in_use",
+    help: "Memory that unfinished hellos take.",
+    labels: &[],
+};
 
 /// What there may be at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,31 +72,104 @@ pub(super) struct Budget {
     pub(super) connections: usize,
     /// Pipes of each worker.
     pub(super) pipes: usize,
+    /// Bytes of unfinished hellos.
+    pub(super) hello_bytes: usize,
+    workers: usize,
+    /// Descriptors of all workers, for themselves and their addresses.
+    listening: usize,
+    files: usize,
+}
+
+/// What is used of it.
+#[derive(Debug)]
+pub(super) struct Usage {
+    connections: Gauge,
+    pipe_ends: Gauge,
+    pipes: Gauge,
+    hello_bytes: Gauge,
 }
 
 impl Budget {
-    /// The budget under the current limit of open files, or with the cap that the configuration sets.
-    pub(super) fn new(limits: &Limits, workers: usize, addresses: usize) -> Self {
+    /// The budget under the current limit of open files, or with what the configuration sets.
+    pub(super) fn new(config: &Config, workers: usize, addresses: usize) -> Self {
         let files = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
         let mut budget = Self::of(files, workers, addresses);
-        if let Some(total) = limits.total {
+        if let Some(total) = config.limits.total {
             if total > budget.connections {
                 let possible = budget.connections;
                 warn!(total, possible, "connection_limit.total is more than the limit of open files allows");
             }
             budget.connections = total;
         }
+        let hello = config.max_hello_size;
+        budget.hello_bytes = config.hello_memory.unwrap_or_else(|| budget.hellos(hello));
         budget
     }
 
     fn of(files: u64, workers: usize, addresses: usize) -> Self {
         let workers = workers.max(1) as u64;
-        let pipes = (files / PIPE_SHARE / PER_PIPE / workers).min(PIPES);
-        let a_worker = PER_WORKER + PER_ADDRESS * addresses as u64 + PER_PIPE * pipes;
+        let (per_pipe, per_connection) = (PER_PIPE as u64, PER_CONNECTION as u64);
+        let pipes = (files / PIPE_SHARE / per_pipe / workers).min(PIPES);
+        let listening = workers * (PER_WORKER + PER_ADDRESS * addresses as u64);
         // On a machine with very few descriptors at least half of them are for connections.
-        let rest = files.saturating_sub(RESERVED + workers * a_worker).max(files / 2);
+        let rest = files.saturating_sub(RESERVED + listening + workers * per_pipe * pipes).max(files / 2);
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        Self { connections: count(rest / PER_CONNECTION).max(1), pipes: count(pipes) }
+        Self {
+            connections: count(rest / per_connection).max(1),
+            pipes: count(pipes),
+            hello_bytes: 0,
+            workers: count(workers),
+            listening: count(listening),
+            files: count(files),
+        }
+    }
+
+    /// Bytes of hellos of up to `largest` bytes, by the number of connections.
+    fn hellos(&self, largest: usize) -> usize {
+        let most = (self.connections / HELLO_SHARE).max(HELLOS_LEAST);
+        most.saturating_mul(largest).min(HELLO_BYTES_MOST)
+    }
+
+    /// Descriptors by what they are for.
+    fn shares(&self) -> [(&'static str, usize); 4] {
+        let connections = self.connections.saturating_mul(PER_CONNECTION);
+        let pipes = self.workers * self.pipes * PER_PIPE;
+        let taken = connections.saturating_add(pipes).saturating_add(self.listening);
+        let reserve = self.files.saturating_sub(taken);
+        [("connections", connections), ("pipes", pipes), ("workers", self.listening), ("reserve", reserve)]
+    }
+
+    /// Tells the limits.
+    #[allow(clippy::cast_precision_loss, reason = "counts of descriptors and bytes are far below 2^52")]
+    pub(super) fn publish(&self, registry: &Registry) {
+        for (share, descriptors) in self.shares() {
+            registry.gauge(&DESCRIPTORS, &[share]).set(descriptors as f64);
+        }
+        registry.gauge(&CAP, &[]).set(self.connections as f64);
+        registry.gauge(&PIPES_LIMIT, &[]).set((self.workers * self.pipes) as f64);
+        registry.gauge(&HELLO_BYTES, &[]).set(self.hello_bytes as f64);
+    }
+}
+
+impl Usage {
+    /// Nothing yet.
+    pub(super) fn new(registry: &Registry) -> Self {
+        Self {
+            connections: registry.gauge(&DESCRIPTORS_IN_USE, &["connections"]),
+            pipe_ends: registry.gauge(&DESCRIPTORS_IN_USE, &["pipes"]),
+            pipes: registry.gauge(&PIPES_IN_USE, &[]),
+            hello_bytes: registry.gauge(&HELLO_BYTES_IN_USE, &[]),
+        }
+    }
+
+    /// Tells what is used now.
+    #[allow(clippy::cast_precision_loss, reason = "counts of descriptors and bytes are far below 2^52")]
+    pub(super) fn update(&self, shared: &Shared) {
+        let pipes = shared.pipes.load(Ordering::Relaxed);
+        self.connections.set((shared.guard.load().open() * PER_CONNECTION) as f64);
+        self.pipe_ends.set((pipes * PER_PIPE) as f64);
+        self.pipes.set(pipes as f64);
+        self.hello_bytes.set(shared.hello_bytes.in_use() as f64);
     }
 }
 
@@ -76,9 +193,24 @@ mod tests {
             let budget = Budget::of(files, workers, addresses);
             let each = 2 + 2 * addresses + 2 * budget.pipes;
             let used = 2 * budget.connections + workers * each;
-            assert!(used <= usize::try_from(files).unwrap(), "{files} files, {workers} workers: {budget:?}");
+            let files = usize::try_from(files).unwrap();
+            assert!(used <= files, "{files} files, {workers} workers: {budget:?}");
+            assert_eq!(budget.shares().iter().map(|(_, share)| share).sum::<usize>(), files);
         }
-        assert_eq!(Budget::of(20_000, 2, 1), Budget { connections: 9644, pipes: 128 });
-        assert_eq!(Budget::of(64, 1, 1), Budget { connections: 16, pipes: 4 });
+        let counts = |files| {
+            let budget = Budget::of(files, 1, 1);
+            (budget.connections, budget.pipes)
+        };
+        assert_eq!(counts(20_000), (9774, 128));
+        assert_eq!(counts(64), (16, 4));
+    }
+
+    #[test]
+    fn hellos_take_their_share_of_memory_and_no_more() {
+        let hellos = |files, largest| Budget::of(files, 2, 1).hellos(largest);
+        assert_eq!(hellos(64, 16 << 10), 1 << 20, "64 of the largest");
+        assert_eq!(hellos(20_000, 16 << 10), 9644 / 8 * (16 << 10));
+        assert_eq!(hellos(1 << 20, 16 << 10), HELLO_BYTES_MOST);
+        assert_eq!(hellos(1 << 20, usize::MAX), HELLO_BYTES_MOST);
     }
 }

@@ -191,7 +191,9 @@ impl Live {
         changes.retain(|change| !change.restart);
         changes.extend(config::diff(&self.fixed, &config::fixed(&config.effective)));
         let addresses = self.listening.len() + sockets.len();
-        let budget = Budget::new(&config.limits, self.workers, addresses);
+        let budget = Budget::new(&config, self.workers, addresses);
+        budget.publish(&self.registry);
+        self.shared.hello_bytes.resize(budget.hello_bytes);
         let guard = self.shared.guard.load().renewed(&config.limits, budget.connections, &self.registry);
         self.shared.guard.store(Arc::new(guard));
         if let Some(access_log) = access_log {

@@ -26,6 +26,8 @@ pub(super) const IDLE_MAX: Duration = Duration::from_secs(30 * 86_400);
 const HELLO_SIZE: ByteSize = ByteSize(16 * 1024);
 const HELLO_SIZE_MIN: ByteSize = ByteSize(512);
 const HELLO_SIZE_MAX: ByteSize = ByteSize(64 * 1024);
+/// Room for one hello of the largest size, and what nobody has.
+const HELLO_MEMORY: (ByteSize, ByteSize) = (HELLO_SIZE_MAX, ByteSize(1 << 40));
 
 /// Concurrent connections of one address; an office behind one address stays below.
 const PER_IP: u32 = 256;
@@ -47,6 +49,7 @@ pub(super) struct Settings {
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     pub(super) max_hello_size: usize,
+    pub(super) hello_memory: Option<usize>,
     pub(super) workers: Option<usize>,
     pub(super) identity: Identity,
     pub(super) sandbox: Sandbox,
@@ -63,6 +66,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
         identity: identity(input, out),
         sandbox: sandbox(input, out),
         max_hello_size: max_hello_size(input, out),
+        hello_memory: hello_memory(input, out),
         timeouts: timeouts(input, out),
         limits: limits(input, out),
         policies: Policies {
@@ -143,6 +147,21 @@ fn max_hello_size(input: &Input, out: &mut Output) -> usize {
     }
     out.note("max_hello_size", string(size), at.map(|at| &at.place));
     usize::try_from(size.0).unwrap_or(usize::MAX)
+}
+
+fn hello_memory(input: &Input, out: &mut Output) -> Option<usize> {
+    let at = input.once("hello_memory", |file| &file.hello_memory, out);
+    let size = at.and_then(|at| at.value.0);
+    let (least, most) = HELLO_MEMORY;
+    if let (Some(at), Some(size)) = (at, size)
+        && !(least..=most).contains(&size)
+    {
+        let message = format!("`hello_memory` is not between {least} and {most}");
+        let error = ConfigError::new(ErrorKind::OutOfRange, message).at(&at.place);
+        out.report(error.hint("write `\"auto\"` for a share that follows from the cap on connections"));
+    }
+    out.note("hello_memory", size.map_or_else(|| string("auto"), string), at.map(|at| &at.place));
+    size.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX))
 }
 
 /// A duration that is neither zero nor above `max`; anything else is reported.
