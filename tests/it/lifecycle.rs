@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::backend::Backend;
-use crate::support::client::{End, connect, held, probe, read_to_end, read_while, served, timed};
+use crate::support::client::{End, connect, free_port, held, probe, read_to_end, read_while, served, timed};
 use crate::support::hello::to;
 use crate::support::process::finish;
 use crate::support::proxy::{Proxy, on_config, start_portcullis};
@@ -125,7 +125,7 @@ fn a_second_signal_ends_at_once() {
 
 #[test]
 fn an_address_and_a_wildcard_over_it_can_both_be_listened_on() {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let backend = Backend::tagged("a");
     let proxy = Proxy::start(&format!(
         "listen = ['0.0.0.0:{port}', '127.0.0.1:{port}']\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"

@@ -1,7 +1,8 @@
 //! Clients that look closely at how a connection ends.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -187,8 +188,18 @@ pub(crate) fn loopback(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 0, last)
 }
 
-/// A port that was free a moment ago, for programs that cannot be told to choose one.
+/// A port that is free on all addresses, for programs that cannot be told to choose one. The kernel gives no such
+/// port to anybody else (ip_local_port_range begins at 32,768), and other tests have theirs.
 pub(crate) fn free_port() -> u16 {
-    let socket = std::net::TcpListener::bind((IpAddr::from(Ipv4Addr::LOCALHOST), 0)).unwrap();
-    socket.local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const PORTS: u32 = 20_000;
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(next < PORTS, "no port is free");
+        let port = 10_000 + (std::process::id().wrapping_mul(97) + next) % PORTS;
+        let port = u16::try_from(port).unwrap();
+        if std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
 }

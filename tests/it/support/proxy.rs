@@ -198,7 +198,7 @@ impl Proxy {
     pub(crate) fn try_ask(&self, path: &str) -> std::io::Result<Answer> {
         let mut stream = TcpStream::connect_timeout(&self.admin(), SOON)?;
         stream.set_read_timeout(Some(SOON))?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: admin.test\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
         Answer::read(&mut stream)
     }
 
