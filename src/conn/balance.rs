@@ -22,8 +22,9 @@ use crate::snapshot::Snapshot;
 /// six of 64 that last a millisecond is handed over.
 const SLACK: usize = 4;
 const SHARE: usize = 4;
-/// Connections on their way to a worker. When they are more it is behind, and gets no others.
-const INBOX: usize = 256;
+/// Connections on their way to a worker. When they are more it is behind, and gets no others: what is under way waits as
+/// long as a worker stands still. One that turns takes them within a few accepts of another.
+const INBOX: usize = 8;
 
 /// The workers of a process.
 #[derive(Debug)]

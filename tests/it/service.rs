@@ -77,7 +77,7 @@ fn a_supervisor_is_told_of_readiness_and_of_the_end() {
 }
 
 /// The id of a thread of the proxy.
-fn thread(proxy: &Proxy, name: &str) -> String {
+pub(crate) fn thread(proxy: &Proxy, name: &str) -> String {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.process.id())).unwrap();
     let mut tasks = tasks.map(|task| task.unwrap().path());
     let found = tasks.find(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim() == name);
