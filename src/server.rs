@@ -36,7 +36,7 @@ mod budget;
 mod listening;
 mod reload;
 
-use budget::{Budget, Usage, raise_descriptor_limit};
+use budget::{Budget, Usage, raise_descriptor_limit, require_descriptors};
 use listening::{Group, Listening};
 use reload::{First, Live};
 
@@ -66,6 +66,18 @@ pub enum StartError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// The limit of open files leaves nothing for connections.
+    #[error(
+        "the limit of open files is {limit}, and with {workers} workers {needed} are needed: raise it (`ulimit -n`, `LimitNOFILE=`)"
+    )]
+    Descriptors {
+        /// The limit.
+        limit: u64,
+        /// What is needed for one connection at a time.
+        needed: u64,
+        /// How many workers there are to be.
+        workers: usize,
     },
     /// The admin address cannot be bound.
     #[error("cannot listen on the admin address {0}")]
@@ -133,6 +145,7 @@ impl StartError {
         match self {
             Self::Bind { source, .. } | Self::Admin(_, source) => source.kind() == io::ErrorKind::AddrInUse,
             Self::AccessLog(..)
+            | Self::Descriptors { .. }
             | Self::Config(_)
             | Self::Inherit(_)
             | Self::NoFile
@@ -166,6 +179,7 @@ impl Server {
             .or_else(|| config.workers.and_then(NonZeroUsize::new))
             .or_else(|| std::thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get);
+        require_descriptors(workers, config.listeners.iter().map(|listener| listener.bind.len()).sum())?;
         let mut inherited = Inherited::receive().map_err(StartError::Inherit)?;
         let sockets = listening::bind(&config, workers, &mut inherited)?;
         inherited.close_others();

@@ -6,6 +6,7 @@ use metrics::Gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
+use super::StartError;
 use crate::config::Config;
 use crate::conn::Shared;
 use crate::telemetry::{Family, Registry};
@@ -13,6 +14,9 @@ use crate::telemetry::{Family, Registry};
 /// Kept for logs, the control runtime and what libraries open; for 64 connections to the admin server; for
 /// 32 names looked up at once over both families.
 const RESERVED: u64 = 64 + 64 + 64;
+/// What a process has open that serves nobody yet, beside its workers: 13; and a connection to the admin server, and a
+/// file of `/proc` for it.
+const BASE: u64 = 16;
 /// A worker's event loop has an epoll instance and an event descriptor.
 const PER_WORKER: u64 = 2;
 /// For each address a worker has a listening socket, and may hold one connection that waits for room.
@@ -110,9 +114,12 @@ impl Budget {
         let workers = workers.max(1) as u64;
         let (per_pipe, per_connection) = (PER_PIPE as u64, PER_CONNECTION as u64);
         let pipes = (files / PIPE_SHARE / per_pipe / workers).min(PIPES);
-        let listening = workers * (PER_WORKER + PER_ADDRESS * addresses as u64);
-        // On a machine with very few descriptors at least half of them are for connections.
-        let rest = files.saturating_sub(RESERVED + listening + workers * per_pipe * pipes).max(files / 2);
+        let listening = listening(workers, addresses);
+        let taken = listening + workers * per_pipe * pipes;
+        // On a machine with very few descriptors half of them are for connections, as far as the process itself can spare
+        // them.
+        let half = files.saturating_sub(BASE + taken).min(files / 2);
+        let rest = files.saturating_sub(RESERVED + taken).max(half);
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Self {
             connections: count(rest / per_connection).max(1),
@@ -173,6 +180,22 @@ impl Usage {
     }
 }
 
+/// Descriptors of all workers, for themselves and their addresses.
+fn listening(workers: u64, addresses: usize) -> u64 {
+    workers * (PER_WORKER + PER_ADDRESS * addresses as u64)
+}
+
+/// Makes sure that there are descriptors for at least one connection: without them there would be none for it, or
+/// something else would fail, now or later.
+///
+/// # Errors
+/// [`StartError::Descriptors`].
+pub(super) fn require_descriptors(workers: usize, addresses: usize) -> Result<(), StartError> {
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(()) };
+    let needed = BASE + listening(workers as u64, addresses) + PER_CONNECTION as u64;
+    if limit < needed { Err(StartError::Descriptors { limit, needed, workers }) } else { Ok(()) }
+}
+
 /// The soft limit of open files is a leftover of `select(2)`; the hard one is what the machine allows.
 pub(super) fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
@@ -203,6 +226,8 @@ mod tests {
         };
         assert_eq!(counts(20_000), (9774, 128));
         assert_eq!(counts(64), (16, 4));
+        // 16 for the process, 4 for the worker, and what is left.
+        assert_eq!(counts(24), (1, 1));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The end of what there is: memory for hellos, descriptors (L12), ports (L14).
+//! The end of what there is: memory for hellos, descriptors (L12, O12), ports (L14).
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use crate::support::backend::Backend;
 use crate::support::client::{Outcome, connect_from, loopback, outcome, probe, served, timed};
 use crate::support::hello::{padded, to};
 use crate::support::netns::{Host, with_hosts};
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, portcullis_under};
 use crate::support::{SOON, UNLIMITED, until, wait_for};
 
 /// Clients that begin a hello of 8 KB and do not end it: what they hold is bounded, the next one that would hold
@@ -114,6 +114,32 @@ fn with_64_descriptors_200_clients_leave_some_for_the_admin_server_and_the_log()
         (text.lines().count() == CLIENTS).then_some(())
     });
     assert!(proxy.process.fds() < 64);
+    proxy.assert_sound();
+}
+
+/// From too few descriptors for anything to enough for one connection: it serves, or says at once what is missing.
+#[test]
+fn with_too_few_descriptors_it_says_so_and_with_just_enough_it_serves() {
+    let backend = Backend::tagged("a");
+    let config = format!(
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nworkers = 2\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("portcullis.toml");
+    std::fs::write(&file, &config).unwrap();
+    for limit in 8..26 {
+        let limit = format!("--nofile={limit}:{limit}");
+        let got = portcullis_under(&["prlimit", &limit], &["run", "--config", file.to_str().unwrap()]);
+        assert_eq!(got.code, Some(1), "{limit}: {got:?}");
+        assert!(got.stderr.contains("with 2 workers 26 are needed"), "{limit}: {}", got.stderr);
+    }
+    let mut proxy = Proxy::start_under(&["prlimit", "--nofile=26:26"], &config);
+    for _ in 0..3 {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("a"));
+        assert_eq!(proxy.ask("/metrics").status, 200);
+    }
+    let errors = proxy.metrics().sum("portcullis_accept_errors_total", &[]);
+    assert!(errors < 0.5, "accept ran out of files {errors} times");
     proxy.assert_sound();
 }
 
