@@ -130,8 +130,16 @@ fn begin(mut admitted: Admitted, cx: &Rc<Context>) {
 
 fn serve_here(admitted: Admitted, cx: &Rc<Context>) {
     let record = ConnRecord::open(&admitted, Rc::clone(cx));
+    start(record, cx, |record| serve(Box::new(admitted), record));
+}
+
+/// Serves it in a task of its own: a panic ends that, with all that the connection counts for, and no other.
+fn start<F>(record: ConnRecord, cx: &Context, serving: impl FnOnce(ConnRecord) -> F)
+where
+    F: Future<Output = ()> + 'static,
+{
     let place = record.place();
-    let task = tokio::task::spawn_local(serve(Box::new(admitted), record));
+    let task = tokio::task::spawn_local(serving(record));
     cx.connections.served_by(place, task.abort_handle());
 }
 
@@ -187,5 +195,103 @@ impl Shortage {
         let mut timer = cx.timers.timer();
         let until = timer.now() + self.pause;
         timer.timeout_at(until, pending::<()>()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::os::unix::net::UnixStream;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    use arc_swap::ArcSwap;
+    use tokio::task::LocalSet;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::{HelloBytes, Shared, Workers};
+    use super::*;
+    use crate::config::Config;
+    use crate::conn::Termination;
+    use crate::guard::Guard;
+    use crate::net::Reactor;
+    use crate::snapshot::Snapshot;
+    use crate::telemetry::{AccessLog, Registry};
+    use crate::upstream::Resolver;
+
+    /// What one worker needs to serve, with room for one connection.
+    fn worker(config: &Config, registry: &Registry) -> (Rc<Context>, Arc<ListenerContext>) {
+        let (workers, inboxes) = Workers::new(1);
+        let mut resolver = Resolver::new(&config.dns, registry);
+        let shared = Shared {
+            snapshot: ArcSwap::from_pointee(Snapshot::new(config, &mut resolver, registry)),
+            guard: ArcSwap::from_pointee(Guard::new(&config.limits, 1, registry)),
+            access_log: ArcSwap::from_pointee(AccessLog::open(&config.access_log, registry).unwrap()),
+            draining: CancellationToken::new(),
+            failed: CancellationToken::new(),
+            drained: AtomicBool::new(false),
+            workers,
+            hello_bytes: HelloBytes::new(1 << 20),
+            pipes: Arc::new(AtomicUsize::new(0)),
+        };
+        let cx = Context::new(Arc::new(shared), Reactor::new().unwrap(), 0, &inboxes[0], 0);
+        (Rc::new(cx), ListenerContext::new(&Arc::from("default"), registry))
+    }
+
+    async fn admitted(cx: &Rc<Context>, listener: &Arc<ListenerContext>) -> Admitted {
+        let (near, _) = UnixStream::pair().unwrap();
+        let client = SocketAddr::from(([192, 0, 2, 1], 4711));
+        let at = Instant::now();
+        let mut permit = cx.shared.guard.load().admit(client.ip(), &listener.name, at).unwrap();
+        permit.wait_for_room().await;
+        Admitted {
+            socket: near.into(),
+            client,
+            named_later: false,
+            waited: false,
+            at,
+            listener: Arc::clone(listener),
+            permit,
+            live: cx.begin(),
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_its_connection_gives_back_what_it_counted_for_and_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("access.log");
+        let text = format!(
+            "listen = \":443\"\naccess_log = \"{}\"\nconnection_limit = 1\n\
+             [[route]]\nsni = \"a.test\"\nto = \"10.0.0.1:443\"\n",
+            log.display()
+        );
+        let config = Config::parse(Path::new("test.toml"), &text).unwrap();
+        let registry = Registry::new().unwrap();
+        let (cx, listener) = worker(&config, &registry);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(LocalSet::new().run_until(async {
+            // With room for one in all and for the address: each needs what the one before gave back.
+            for round in 0..3 {
+                let admitted = admitted(&cx, &listener).await;
+                assert_eq!((cx.shared.guard.load().open(), cx.shared.workers.live().sum::<usize>()), (1, 1));
+                let record = ConnRecord::open(&admitted, Rc::clone(&cx));
+                start(record, &cx, |record| async move {
+                    let (_admitted, record) = (admitted, record);
+                    tokio::task::yield_now().await;
+                    assert!(round == 1, "a defect");
+                    record.finish(Termination::REJECTED);
+                });
+                cx.all_gone().await;
+                assert_eq!(cx.shared.guard.load().open(), 0);
+            }
+        }));
+        cx.shared.access_log.load().flush();
+        let lines = std::fs::read_to_string(&log).unwrap();
+        let panics = lines.lines().filter(|line| line.contains(r#""reason":"panic""#));
+        let panics: Vec<_> = panics.filter(|line| line.contains(r#""cause":"internal""#)).collect();
+        assert_eq!((panics.len(), lines.lines().count()), (2, 3), "{lines}");
+        let metrics = registry.render();
+        assert!(metrics.contains("portcullis_internal_errors_total{listener=\"default\"} 2"), "{metrics}");
+        assert!(metrics.contains("portcullis_connections_active{listener=\"default\"} 0"), "{metrics}");
     }
 }

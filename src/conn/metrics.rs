@@ -25,6 +25,11 @@ const ACCEPT_ERRORS: Family = Family {
     help: "Failed calls to accept a connection; shortage: descriptors or memory ran out.",
     labels: &["listener", "kind"],
 };
+const INTERNAL: Family = Family {
+    name: "portcullis_internal_errors_total",
+    help: "Connections that a defect of this program ended.",
+    labels: &["listener"],
+};
 const HELLO_TIME: Family = Family {
     name: "portcullis_clienthello_duration_seconds",
     help: "Time from accept until the first bytes told what the connection is.",
@@ -51,6 +56,7 @@ pub(super) struct ListenerMetrics {
     pub(super) accept_shortage: Counter,
     pub(super) accept_other: Counter,
     pub(super) handed_over: Counter,
+    pub(super) internal: Counter,
     hello_time: Histogram,
     hello_errors: [Counter; PeekError::REASONS.len()],
 }
@@ -76,6 +82,7 @@ impl ListenerMetrics {
             accept_shortage: counter(&ACCEPT_ERRORS, "shortage"),
             accept_other: counter(&ACCEPT_ERRORS, "other"),
             handed_over: registry.counter(&HANDED_OVER, &[listener]),
+            internal: registry.counter(&INTERNAL, &[listener]),
             hello_time: registry.histogram(&HELLO_TIME, &[listener]),
             hello_errors: PeekError::REASONS.map(|reason| counter(&HELLO_ERRORS, reason)),
         }

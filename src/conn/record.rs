@@ -16,7 +16,7 @@ use super::balance::Admitted;
 use super::context::{Context, ListenerContext};
 use super::metrics::Action;
 use super::registry::Place;
-use super::termination::{Stage, Termination};
+use super::termination::{Cause, Stage, Termination};
 use crate::config::LogFormat;
 use crate::guard::Rejection;
 use crate::net::{Announcement, Direction, Meter, Opening, ProxyVersion};
@@ -324,6 +324,9 @@ impl Drop for ConnRecord {
         let duration = story.started.elapsed();
         story.listener.metrics.active.decrement(1.0);
         story.listener.metrics.ended(story.action);
+        if end.cause == Cause::Internal {
+            story.listener.metrics.internal.increment(1);
+        }
         match &self.traffic {
             Some(traffic) => traffic.duration.record(duration),
             None => {
