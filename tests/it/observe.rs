@@ -1,5 +1,6 @@
 //! What operators see: a line a connection, exact counts, bounded label values, health.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::support::client::{
 use crate::support::hello::{Keys, real, to};
 use crate::support::process::finish;
 use crate::support::proxy::Proxy;
-use crate::support::{SOON, UNLIMITED, until, wait_for};
+use crate::support::{Random, SOON, UNLIMITED, until, wait_for};
 
 /// A handshake record of no bytes, which RFC 8446 §5.1 forbids.
 const BROKEN_HELLO: [u8; 5] = [22, 3, 1, 0, 0];
@@ -129,7 +130,7 @@ fn metrics_have_the_exact_counts() {
     for _ in 0..3 {
         probe(proxy.addr(), &BROKEN_HELLO);
     }
-    let open = held(std::net::Ipv4Addr::LOCALHOST, proxy.addr(), &hello);
+    let open = held(Ipv4Addr::LOCALHOST, proxy.addr(), &hello);
     let count = |name: &str, labels: &[(&str, &str)], value: f64| proxy.wait_metric(name, labels, value);
     count("portcullis_connections_active", &[], 1.0);
     drop(open);
@@ -210,13 +211,15 @@ fn names_that_clients_choose_never_become_labels() {
     let backend = Backend::tagged("a");
     let proxy = proxy_to(&backend, "access_log = 'off'");
     let unknown = |number: usize| {
-        let name = format!("x{number:08x}.attack.test");
-        assert_eq!(probe(proxy.addr(), &to(&name)), Outcome::Alert(112));
+        let name = format!("x{:016x}.attack.test", Random::new(number as u64).next());
+        // Many addresses, since an address has too few ports for all that are closed here.
+        let source = Ipv4Addr::new(127, 0, 1 + (number % 8) as u8, 1);
+        assert_eq!(probe_from(source, proxy.addr(), &to(&name)), Outcome::Alert(112));
     };
     unknown(0);
     exchange(proxy.addr(), &[&to("a.test")]);
     let before = proxy.ask("/metrics").body;
-    crate::support::in_parallel(8, 1000, |number| unknown(number + 1));
+    crate::support::in_parallel(8, 10_000, |number| unknown(number + 1));
     let after = proxy.ask("/metrics").body;
     assert!(!after.contains("attack"), "{after}");
     let (before, after) = (before.len(), after.len());
@@ -229,7 +232,7 @@ fn health_and_readiness_differ_while_draining() {
     let mut proxy = proxy_to(&backend, "timeouts = { drain = '20s' }");
     assert_eq!((proxy.ask("/healthz").status, proxy.ask("/readyz").status), (200, 200));
     assert_eq!(proxy.ask("/nothing").status, 404);
-    let open = held(std::net::Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test"));
+    let open = held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test"));
     proxy.process.signal(Signal::TERM);
     wait_for("not ready", || proxy.ask("/readyz").status == 503);
     assert_eq!(proxy.ask("/healthz").status, 200, "it is still alive");
