@@ -13,6 +13,11 @@ use crate::support::netns::{Host, with_hosts};
 use crate::support::proxy::{Proxy, portcullis_under};
 use crate::support::{SOON, UNLIMITED, until, wait_for};
 
+fn refused(proxy: &Proxy) -> usize {
+    let labels = [("reason", "hello_memory")];
+    proxy.metrics().sum("portcullis_clienthello_errors_total", &labels) as usize
+}
+
 /// Clients that begin a hello of 8 KB and do not end it: what they hold is bounded, the next one that would hold
 /// more is reset, and whoever says what he wants at once is served all the while.
 #[test]
@@ -20,10 +25,13 @@ fn unfinished_hellos_share_a_bounded_memory() {
     const LIMIT: usize = 64 * 1024;
     const BEGUN: usize = 4000;
     let backend = Backend::tagged("a");
-    let mut proxy = Proxy::start(&format!(
-        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nhello_memory = '64KiB'\ntimeouts = {{ hello = '1m' }}\n\
-         {UNLIMITED}[[route]]\nsni = 'a.test'\nto = '{backend}'\n"
-    ));
+    let config = |memory| {
+        format!(
+            "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nhello_memory = '{memory}'\n\
+             timeouts = {{ hello = '1m' }}\n{UNLIMITED}[[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+        )
+    };
+    let mut proxy = Proxy::start(&config("64KiB"));
     let (large, small) = (padded(b"a.test", 8000), to("a.test"));
     let begin = |n| {
         let mut stream = connect_from(loopback(n), proxy.addr());
@@ -31,10 +39,6 @@ fn unfinished_hellos_share_a_bounded_memory() {
         stream
     };
     let mut begun: Vec<TcpStream> = (2..40).map(begin).collect();
-    let refused = |proxy: &Proxy| {
-        let labels = [("reason", "hello_memory")];
-        proxy.metrics().sum("portcullis_clienthello_errors_total", &labels) as usize
-    };
     let room = LIMIT / BEGUN;
     wait_for("the others to be refused", || refused(&proxy) == begun.len() - room);
     proxy.wait_metric("portcullis_hello_bytes_in_use", &[], (room * BEGUN) as f64);
@@ -63,6 +67,12 @@ fn unfinished_hellos_share_a_bounded_memory() {
     for _ in 0..10 {
         assert_eq!(probe(proxy.addr(), &small), served("a"));
     }
+    // With another bound there is room again, beside what those have.
+    proxy.reconfigure(&config("128KiB"));
+    assert_eq!(proxy.metrics().sum("portcullis_hello_bytes_limit", &[]) as usize, 2 * LIMIT);
+    let mut late = begin(99);
+    assert_eq!(outcome(&mut late, &large[BEGUN..], SOON), served("a"));
+    drop(full);
     proxy.assert_sound();
 }
 

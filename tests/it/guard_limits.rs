@@ -11,7 +11,7 @@ use crate::support::client::{Outcome, connect_from, held, loopback, outcome, pro
 use crate::support::hello::to;
 use crate::support::netns::{Host, with_hosts};
 use crate::support::proxy::Proxy;
-use crate::support::{SOON, UNLIMITED, until, wait_for};
+use crate::support::{Random, SOON, UNLIMITED, until, wait_for};
 
 const ME: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Long enough to see that nothing comes.
@@ -126,6 +126,40 @@ fn ipv6_clients_count_by_their_prefix() {
                 let got = [first, same, other].map(|source| probe_v6(source, addr, &hello));
                 assert_eq!(got, [served("a"), Outcome::Reset, served("a")], "per {listener}: {first}");
             }
+        });
+    });
+}
+
+/// Who has a /64 has one source, however many addresses of it he uses (L9).
+#[test]
+fn ten_thousand_addresses_of_one_network_are_one_source() {
+    with_hosts(|| {
+        const SOURCES: usize = 10_000;
+        const RATE: usize = 20;
+        let host = Host::new();
+        host.execute("ip -6 route add local 2001:db8::/32 dev lo", "");
+        host.run(|| {
+            std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("a writable /proc/sys/net");
+            let backend = Backend::tagged("a");
+            let mut proxy = Proxy::start(&format!(
+                "listen = '[::]:0'\nadmin = '127.0.0.1:0'\nrate_limit = {{ per_ip = '{RATE}/h' }}\n{UNLIMITED}\
+                 [[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+            ));
+            let (addr, hello) =
+                (SocketAddr::from((Ipv6Addr::LOCALHOST, proxy.addr().port())), to("a.test"));
+            let mut random = Random::new(9);
+            let addresses: Vec<u64> = (0..SOURCES).map(|_| random.next()).collect();
+            let before = proxy.process.rss();
+            for address in addresses {
+                let [a, b, c, d] = [48, 32, 16, 0].map(|shift| (address >> shift) & 0xffff);
+                let got = probe_v6(&format!("2001:db8:0:1:{a:x}:{b:x}:{c:x}:{d:x}"), addr, &hello);
+                assert!(got == served("a") || got == Outcome::Reset, "{got:?}");
+            }
+            assert_eq!(backend.hits(), RATE);
+            assert_eq!(probe_v6("2001:db8:0:2::1", addr, &hello), served("a"), "the network beside it");
+            let grown = proxy.process.rss().saturating_sub(before);
+            assert!(grown < 4 << 20, "{grown} bytes");
+            proxy.assert_sound();
         });
     });
 }

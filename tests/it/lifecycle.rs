@@ -46,6 +46,15 @@ fn an_address_that_is_not_ours_is_a_failure() {
     assert_eq!(got.code, Some(1), "{got:?}");
 }
 
+#[test]
+fn a_log_that_cannot_be_opened_is_told_with_its_path() {
+    let config = "listen = '127.0.0.1:0'\naccess_log = '/no/such/folder/access.log'\n\
+                  [[route]]\nsni = 'a.test'\nto = '127.0.0.1:1'\n";
+    let got = on_config("run", config, &[]);
+    assert_eq!(got.code, Some(1), "{got:?}");
+    assert!(got.stderr.contains("/no/such/folder/access.log: No such file or directory"), "{}", got.stderr);
+}
+
 /// A backend that answers 4 MiB in two halves, the second one when the client says so.
 fn two_halves() -> Backend {
     Backend::new(|mut stream| {
