@@ -230,6 +230,7 @@ mod tests {
             draining: CancellationToken::new(),
             failed: CancellationToken::new(),
             drained: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
             workers,
             hello_bytes: HelloBytes::new(1 << 20),
             pipes: Arc::new(AtomicUsize::new(0)),
@@ -247,6 +248,7 @@ mod tests {
         Admitted {
             socket: near.into(),
             client,
+            snapshot: cx.shared.snapshot.load_full(),
             named_later: false,
             waited: false,
             at,
