@@ -11,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 use crate::support::backend::Backend;
 use crate::support::client::{probe_from, served, timed};
 use crate::support::hello::{Keys, padded, real, to};
+use crate::support::netns::{Host, with_hosts};
 use crate::support::proxy::Proxy;
 use crate::support::{SOON, until};
 
@@ -85,10 +86,15 @@ fn canary(addr: SocketAddr) {
     }
 }
 
-/// First hellos of an ordinary size, then such as would take more than there is: who comes too late with one of those
-/// is refused.
+/// On a host of its own, where the ports of so many clients are in no other test's way.
 #[test]
 fn a_crowd_in_little_memory_costs_neither_the_process_nor_the_service() {
+    with_hosts(|| Host::new().run(serve_a_crowd));
+}
+
+/// First hellos of an ordinary size, then such as would take more than there is: who comes too late with one of those
+/// is refused.
+fn serve_a_crowd() {
     let backend = Backend::tagged("a");
     let group = MemoryGroup::new(LIMIT);
     let enter = format!("echo $$ >{}/cgroup.procs; exec \"$@\"", group.0.display());
