@@ -99,6 +99,12 @@ impl ListFile {
             None => Ok(Self { path: path.to_owned(), networks: networks.into(), stamp }),
         }
     }
+
+    /// Whether these errors of [`ListFile::read`] say that the file could not be read, and so nothing about what is
+    /// in it.
+    pub fn is_unread(errors: &ConfigErrors) -> bool {
+        errors.iter().any(|error| error.kind() == ErrorKind::Io)
+    }
 }
 
 #[cfg(test)]

@@ -32,7 +32,9 @@ pub(super) struct Lists {
 #[derive(Debug)]
 struct Files {
     limits: Limits,
-    /// The state in which each file was looked at last, good or bad; first those of `allow_files`.
+    /// The state in which each file was read last, good or bad; first those of `allow_files`. `None` of one that could
+    /// not be read, which has been told: it is tried again at each look, since nothing of the file need change for
+    /// it to be readable.
     seen: Vec<Option<ListStamp>>,
 }
 
@@ -68,19 +70,24 @@ impl Lists {
         let lists = limits.allow_files.iter_mut().chain(&mut limits.deny_files);
         for (file, seen) in lists.zip(seen) {
             let stamp = ListStamp::of(&file.path).ok();
-            if stamp == *seen {
+            if stamp.is_some() && stamp == *seen {
                 continue;
             }
-            *seen = stamp;
             let path = file.path.display().to_string();
             match ListFile::read(&file.path) {
                 Ok(read) => {
                     info!(file = path, networks = read.networks.len(), "list read again");
+                    *seen = Some(read.stamp);
                     *file = read;
                     changed = true;
                     self.read.increment(1);
                 }
                 Err(errors) => {
+                    let stamp = stamp.filter(|_| !ListFile::is_unread(&errors));
+                    if stamp.is_none() && seen.is_none() {
+                        continue;
+                    }
+                    *seen = stamp;
                     let first = errors.iter().next().map(ToString::to_string);
                     error!(file = path, error = first, "list not read again; the networks known before stay");
                     self.failed.increment(1);
@@ -100,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    fn lists(deny: &Path) -> Lists {
+    fn lists(deny: &Path, registry: &Registry) -> Lists {
         let limits = Limits {
             allow: vec![],
             deny: vec![],
@@ -111,7 +118,7 @@ mod tests {
             ban: None,
             total: None,
         };
-        Lists::new(&limits, &Registry::new().unwrap())
+        Lists::new(&limits, registry)
     }
 
     #[test]
@@ -126,7 +133,12 @@ mod tests {
         };
         let (one, two) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
         write("192.0.2.1\n");
-        let lists = lists(&path);
+        let registry = Registry::new().unwrap();
+        let lists = lists(&path, &registry);
+        let failed = |times| {
+            let line = format!("portcullis_list_reloads_total{{result=\"failed\"}} {times}\n");
+            assert!(registry.render().contains(&line), "not {times}: {}", registry.render());
+        };
         let allowed = || (lists.allows(one), lists.allows(two));
         assert_eq!(allowed(), (false, true));
         write("# another\n192.0.2.2 # one\n\n");
@@ -134,14 +146,24 @@ mod tests {
         lists.refresh();
         assert_eq!(allowed(), (true, false));
         write("192.0.2.1\nnonsense\n");
-        lists.refresh();
+        (0..3).for_each(|_| lists.refresh());
         assert_eq!(allowed(), (true, false));
+        failed(1);
         fs::remove_file(&path).unwrap();
-        lists.refresh();
+        (0..3).for_each(|_| lists.refresh());
         assert_eq!(allowed(), (true, false));
+        failed(2);
+        // It is there and still cannot be read: what was told is told.
+        fs::create_dir(&path).unwrap();
+        lists.refresh();
+        failed(2);
+        fs::remove_dir(&path).unwrap();
         write("192.0.2.1");
         lists.refresh();
         assert_eq!(allowed(), (false, true));
+        fs::remove_file(&path).unwrap();
+        lists.refresh();
+        failed(3);
         write("");
         lists.refresh();
         assert_eq!(allowed(), (true, true));

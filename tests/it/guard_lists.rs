@@ -4,13 +4,14 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tempfile::TempDir;
 
 use crate::support::backend::Backend;
 use crate::support::client::{Outcome, held, loopback, probe_from, served};
 use crate::support::hello::to;
 use crate::support::proxy::{Proxy, on_config};
-use crate::support::{SOON, UNLIMITED, until};
+use crate::support::{SOON, UNLIMITED, until, wait_for};
 
 const ME: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -76,6 +77,31 @@ fn a_list_follows_its_file_and_survives_a_bad_one() {
     list.write("127.0.1.0/24\n");
     until("the list to be good again", SOON, || (probe(one, &proxy) == Outcome::Reset).then_some(()));
     assert_eq!(probe(two, &proxy), served("a"));
+}
+
+#[test]
+fn a_list_that_could_not_be_read_for_a_moment_is_read_when_it_can_be() {
+    let backend = Backend::tagged("a");
+    let list = List::new("127.0.1.0/24\n");
+    let mut proxy = proxy_with(&format!("deny_files = '{}'", list.path().display()), &backend);
+    let (one, two) = (Ipv4Addr::new(127, 0, 1, 1), Ipv4Addr::new(127, 0, 2, 1));
+    assert_eq!((probe(one, &proxy), probe(two, &proxy)), (Outcome::Reset, served("a")));
+
+    // No descriptor is left to read it with.
+    let process = Pid::from_raw(proxy.process.id() as i32);
+    let limited = |limit| prlimit(process, Resource::Nofile, limit).unwrap();
+    let before = limited(Rlimit { current: Some(3), maximum: getrlimit(Resource::Nofile).maximum });
+    list.write("127.0.2.0/24\n");
+    let told = || proxy.logged("list not read again; the networks known before stay");
+    wait_for("the list not to be read", || !told().is_empty());
+    assert!(told()[0]["error"].as_str().unwrap().contains("Too many open files"), "{:?}", told());
+    limited(before);
+    until("the list to be read", SOON, || (probe(two, &proxy) == Outcome::Reset).then_some(()));
+    assert_eq!(probe(one, &proxy), served("a"));
+    assert_eq!(told().len(), 1, "once, however often it was tried");
+    proxy.wait_metric("portcullis_list_reloads_total", &[("result", "failed")], 1.0);
+    proxy.wait_metric("portcullis_list_reloads_total", &[("result", "ok")], 1.0);
+    proxy.assert_sound();
 }
 
 #[test]
