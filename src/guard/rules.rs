@@ -181,11 +181,10 @@ impl Rules {
 
 impl Rule {
     fn new(limit: &LimitConfig, table: Arc<Table>, registry: &Registry) -> Self {
+        // A route is known by the hello only. The table may serve a limit that counts those without later on.
+        let before_hello = limit.routes.is_none().then(|| limit.before_hello.unwrap_or(u32::MAX));
         Self {
-            caps: Caps {
-                connections: limit.connections.unwrap_or(u32::MAX),
-                before_hello: limit.before_hello.unwrap_or(u32::MAX),
-            },
+            caps: Caps { connections: limit.connections.unwrap_or(u32::MAX), before_hello },
             table,
             rejections: registry.counter(&REJECTIONS, &[&limit.name]),
             sources: registry.gauge(&SOURCES, &[&limit.name]),

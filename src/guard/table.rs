@@ -45,7 +45,8 @@ pub(super) struct Table {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caps {
     pub(super) connections: u32,
-    pub(super) before_hello: u32,
+    /// `None` of connections whose hello is there already: they are not counted among those without.
+    pub(super) before_hello: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -135,7 +136,7 @@ impl Table {
         if entry.open >= caps.connections {
             return Err(Breach { reason: Reason::ConnLimit, retry_after: LOOK_AGAIN });
         }
-        if entry.before_hello >= caps.before_hello {
+        if caps.before_hello.is_some_and(|most| entry.before_hello >= most) {
             return Err(Breach { reason: Reason::BeforeHello, retry_after: LOOK_AGAIN });
         }
         if let Some(gcra) = &self.gcra {
@@ -143,8 +144,9 @@ impl Table {
             entry.arrival = next.map_err(|retry_after| Breach { reason: Reason::RateLimit, retry_after })?;
         }
         entry.open += 1;
-        entry.before_hello += 1;
-        Ok(Slot { key, rule, overflow, before_hello: true })
+        let before_hello = caps.before_hello.is_some();
+        entry.before_hello += u32::from(before_hello);
+        Ok(Slot { key, rule, overflow, before_hello })
     }
 
     /// Gives back all that was taken, as if it never had been.

@@ -171,6 +171,30 @@ fn a_new_generation_knows_what_the_one_before_knew() {
 }
 
 #[test]
+fn what_a_limit_of_a_route_took_has_a_hello_in_the_next_generation() {
+    let registry = Registry::new().unwrap();
+    let of_route = LimitConfig { connections: Some(3), routes: Some(vec![Arc::from("a")]), ..named("few") };
+    let old = Guard::new(&limits(vec![of_route]), 100, &registry);
+    let (now, client) = (Instant::now(), ip("192.0.2.1"));
+    let mut served = old.admit(client, "default", now).unwrap();
+    served.hello_done();
+    served.enter_route(client, "default", "a", now).unwrap();
+
+    // The table is the same one: what it is counted by has not changed.
+    let at_accept = LimitConfig { connections: Some(3), before_hello: Some(1), ..named("few") };
+    let new = old.renewed(&limits(vec![at_accept.clone()]), 100, &registry);
+    let mut second = new.admit(client, "default", now).expect("none is without a hello");
+    assert_eq!(refused(&new, "192.0.2.1", now), Some((Reason::BeforeHello, Some("few".to_owned()))));
+    second.hello_done();
+    let _third = new.admit(client, "default", now).unwrap();
+    let few = LimitConfig { before_hello: None, ..at_accept };
+    let last = new.renewed(&limits(vec![few]), 100, &registry);
+    assert_eq!(refused(&last, "192.0.2.1", now), Some((Reason::ConnLimit, Some("few".to_owned()))));
+    drop(served);
+    assert_eq!(refused(&last, "192.0.2.1", now), None);
+}
+
+#[test]
 fn one_rate_for_all_connections_of_a_source_and_none_for_others() {
     let guard = guard(&limits(vec![LimitConfig { bandwidth: Some(1 << 20), ..named("slow") }]), 100);
     let now = Instant::now();

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::Rate;
 
-const NO_CAPS: Caps = Caps { connections: u32::MAX, before_hello: u32::MAX };
+const NO_CAPS: Caps = Caps { connections: u32::MAX, before_hello: Some(u32::MAX) };
 
 fn limit(rate: Option<(u32, u32)>) -> LimitConfig {
     let rate =
@@ -101,7 +101,7 @@ fn a_million_sources_take_no_more_memory_and_hide_no_offender() {
 #[test]
 fn released_slots_leave_nothing_behind() {
     let table = Table::new(&limit(None));
-    let caps = Caps { connections: 2, before_hello: u32::MAX };
+    let caps = Caps { connections: 2, before_hello: Some(u32::MAX) };
     let mut slots: Vec<_> = (0..2).map(|_| table.take(source(1), 0, caps, table.start).unwrap()).collect();
     assert_eq!(table.take(source(1), 0, caps, table.start).unwrap_err().reason, Reason::ConnLimit);
     slots.iter_mut().for_each(|slot| table.release(slot, table.start));
@@ -175,7 +175,7 @@ proptest! {
     #[test]
     fn counts_are_exact(steps in prop::collection::vec((0u32..6, 0usize..4, any::<prop::sample::Index>()), 1..300)) {
         let table = Table::with_capacity(&limit(None), 1);
-        let caps = Caps { connections: 3, before_hello: 2 };
+        let caps = Caps { connections: 3, before_hello: Some(2) };
         let mut open: Vec<(u32, Slot)> = Vec::new();
         for (client, action, index) in steps {
             match action {
