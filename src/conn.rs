@@ -84,7 +84,10 @@ async fn establish<'a>(
     record.received(&said);
     let preface = match peeked {
         Ok(preface) => preface,
-        Err(error) => return Err(peek::turn_away(stream, error, &listener, record, cx, timer).await),
+        Err(error) => {
+            let entering = Entering { permit: &mut permit, listener: &listener };
+            return Err(peek::turn_away(stream, error, entering, record, cx, timer).await);
+        }
     };
     // From here on it may be closed at any time; and nothing has been done yet that would be in vain.
     stream.watch().map_err(|_| Termination::unwatched())?;

@@ -82,7 +82,7 @@ pub struct ConnPermit {
     rules: Arc<Rules>,
     taken: Taken,
     in_total: bool,
-    /// No limit by source concerns it, of its route neither.
+    /// No limit by source concerns it, of its route neither: its address is exempt, or it is a proxy's own.
     exempt: bool,
 }
 
@@ -289,6 +289,24 @@ impl ConnPermit {
         std::mem::swap(&mut self.rules, &mut other.rules);
         self.exempt = other.exempt;
         Ok(())
+    }
+
+    /// The trusted proxy names nobody: the connection is its own, which no limit by source concerns, since its address
+    /// is that of everybody behind it. The lists and the bans do.
+    ///
+    /// # Errors
+    /// [`Reason::Acl`] or [`Reason::Banned`].
+    pub fn count_for_nobody(&mut self, guard: &Guard, proxy: IpAddr, now: Instant) -> Result<(), Rejection> {
+        guard.allows(proxy, now)?;
+        self.exempt = true;
+        Ok(())
+    }
+
+    /// Counts a malformed hello of this connection, unless nobody was named whose it is: see [`Guard::strike`].
+    pub fn strike(&self, guard: &Guard, client: IpAddr, now: Instant) {
+        if !self.exempt {
+            guard.strike(client, now);
+        }
     }
 
     /// Takes over the place in the cap that the connection had while it was held.

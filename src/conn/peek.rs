@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::context::{Context, ListenerContext};
+use super::context::Context;
 use super::hello_bytes::Held;
+use super::limited::Entering;
 use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::Termination;
@@ -99,14 +100,15 @@ pub(super) async fn read_preface(
 pub(super) async fn turn_away(
     stream: Socket,
     error: PeekError,
-    listener: &ListenerContext,
+    entering: Entering<'_>,
     record: &mut ConnRecord,
     cx: &Context,
     timer: &mut Timer<'_>,
 ) -> Termination {
+    let Entering { permit, listener } = entering;
     listener.metrics.hello_failed(&error);
     if matches!(error, PeekError::Hello(_)) {
-        cx.shared.guard.load().strike(record.client().ip(), Instant::now());
+        permit.strike(&cx.shared.guard.load(), record.client().ip(), Instant::now());
     }
     if error.is_refused() {
         record.refused();

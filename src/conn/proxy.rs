@@ -71,8 +71,7 @@ pub(super) async fn identify(
         let guard = cx.shared.guard.load();
         match header.ends {
             Some(_) => permit.count_for(&guard, client, &listener.name, Instant::now()),
-            // It speaks for itself: nobody's limits are for it.
-            None => guard.allows(client, Instant::now()),
+            None => permit.count_for_nobody(&guard, client, Instant::now()),
         }
     };
     // From now on it is told of as the client's, also when that is refused.

@@ -280,6 +280,39 @@ fn a_connection_that_is_named_later_counts_from_then_on() {
     assert_eq!(sources(), 0, "nothing is left behind");
 }
 
+#[test]
+fn what_a_proxy_does_for_itself_counts_on_no_limit_and_earns_no_ban() {
+    let route = |name: &str| LimitConfig { routes: Some(vec![Arc::from("a")]), ..named(name) };
+    let limits = Limits {
+        deny: vec!["192.0.2.9/32".parse().unwrap()],
+        ban: Some(BanRule { after: 1, within: Duration::from_secs(60), length: Duration::from_secs(60) }),
+        ..limits(vec![
+            LimitConfig { connections: Some(1), ..named("at-accept") },
+            LimitConfig { connections: Some(1), ..route("of-route") },
+            LimitConfig { connections: Some(1), per: Per::All, ..route("of-all") },
+        ])
+    };
+    let guard = guard(&limits, 100);
+    let (now, proxy) = (Instant::now(), ip("192.0.2.1"));
+    let mut own = [(); 3].map(|()| guard.admit_unnamed());
+    for permit in &mut own {
+        permit.count_for_nobody(&guard, proxy, now).unwrap();
+        permit.enter_route(proxy, "default", "a", now).unwrap();
+        permit.strike(&guard, proxy, now);
+    }
+    assert_eq!(guard.limits().iter().map(|limit| limit.sources).sum::<usize>(), 0);
+    assert_eq!(refused(&guard, "192.0.2.1", now), None);
+    let denied = guard.admit_unnamed().count_for_nobody(&guard, ip("192.0.2.9"), now);
+    assert_eq!(denied.unwrap_err().reason(), Reason::Acl);
+
+    // The client that it names has both.
+    let mut named = guard.admit_unnamed();
+    named.count_for(&guard, ip("192.0.2.2"), "default", now).unwrap();
+    assert_eq!(refused(&guard, "192.0.2.2", now), Some((Reason::ConnLimit, Some("at-accept".to_owned()))));
+    named.strike(&guard, ip("192.0.2.2"), now);
+    assert_eq!(refused(&guard, "192.0.2.2", now), Some((Reason::Banned, None)));
+}
+
 /// Two that wait are both woken by two releases, whatever happens in between.
 #[tokio::test]
 async fn the_cap_makes_the_next_ones_wait_until_some_are_gone() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::backend::{Backend, Recorder};
 use crate::support::client::{
-    End, Outcome, connect_from, loopback, outcome, probe, probe_from, read_to_end, served, timed,
+    End, Outcome, connect_from, held, loopback, outcome, probe, probe_from, read_to_end, served, timed,
 };
 use crate::support::headers::{
     OTHER, SIGNATURE, TRUSTED, binary, crc32c, line, line_and, proxy_with, tlv, v2,
@@ -14,7 +14,7 @@ use crate::support::headers::{
 use crate::support::hello::to;
 use crate::support::programs::{Nginx, PlainNginx, curl};
 use crate::support::proxy::Proxy;
-use crate::support::{SOON, in_parallel, until, wait_for};
+use crate::support::{SOON, UNLIMITED, in_parallel, until, wait_for};
 
 /// What a trusted proxy gets that sends `bytes`.
 fn from_trusted(proxy: &Proxy, bytes: &[u8]) -> Outcome {
@@ -263,6 +263,37 @@ fn limits_and_lists_are_for_the_client_and_not_for_the_proxy() {
     until("its places to be free", SOON, || (of("192.0.2.1").1 == served("a")).then_some(()));
     // A proxy that speaks for itself is a client like others to the lists.
     assert_eq!(from_trusted(&proxy, &[b"PROXY UNKNOWN\r\n", hello.as_slice()].concat()), Outcome::Reset);
+    proxy.assert_sound();
+}
+
+/// Health checks of a load balancer must not shut out all who come through it.
+#[test]
+fn what_a_proxy_does_for_itself_counts_against_nobody() {
+    let backend = Backend::tagged("a");
+    let limit = "[[limit]]\nname = 'one'\nconnections = 1\nroute = 'a'\n\
+                 [[limit]]\nname = 'all'\nconnections = 4\nroute = 'a'\nper = 'all'\n";
+    let top = format!("{UNLIMITED}ban = {{ after = 2, for = '1h' }}");
+    let mut proxy = proxy_with(&top, limit, &backend);
+    let hello = to("a.test");
+    let malformed = [22, 3, 1, 0, 4, 2, 0, 0, 0];
+    let own = [b"PROXY UNKNOWN\r\n".to_vec(), binary(0x20, 0, &[])];
+    for header in own.iter().cycle().take(6) {
+        let got = from_trusted(&proxy, &[header.as_slice(), &malformed].concat());
+        assert_eq!(got, Outcome::Alert(10), "never banned: {}", header.escape_ascii());
+    }
+    let open: Vec<_> =
+        own.iter().cycle().take(6).map(|header| [header.as_slice(), &hello].concat()).collect();
+    let open: Vec<_> = open.iter().map(|bytes| held(TRUSTED, proxy.addr(), bytes)).collect();
+    assert_eq!(backend.hits(), 6);
+    // A client that is named has limits, and earns its ban: by a refusal and a malformed hello.
+    let named = held(TRUSTED, proxy.addr(), &line_and(&hello));
+    assert_eq!(from_trusted(&proxy, &line_and(&hello)), Outcome::Reset, "one at a time");
+    assert_eq!(from_trusted(&proxy, &line_and(&malformed)), Outcome::Alert(10));
+    assert_eq!(from_trusted(&proxy, &line_and(&hello)), Outcome::Reset, "banned");
+    let line = proxy.access_line("refused for its ban", |line| line["reason"] == "banned");
+    assert_eq!(line["client"], "192.0.2.1:1025", "{line}");
+    proxy.wait_metric("portcullis_bans_total", &[("by", "rule")], 1.0);
+    drop((open, named));
     proxy.assert_sound();
 }
 
