@@ -14,6 +14,8 @@ use crate::net::canonical;
 
 /// Bans, at most: some 15 MB when full.
 const MOST: usize = 65_536;
+/// Bans lifted while the lock is held once: all workers look through it, and those of a flood end together.
+const LIFTED: usize = 64;
 /// Longest reason kept, in characters.
 const REASON_LEN: usize = 200;
 
@@ -129,17 +131,17 @@ impl Bans {
 
     /// All that are left, in the order in which they end.
     pub(super) fn all(&self, now: Instant) -> Vec<BanStatus> {
-        let table = self.read();
-        let left = table.ends.iter().filter(|(until, _)| *until > now);
-        let status = |(until, network): &(Instant, IpNet)| {
-            let left = until.saturating_duration_since(now);
-            Some(BanStatus {
+        // Workers wait for whoever waits to write: what takes long is done with a copy.
+        let left = self.read().left(now);
+        let status = |(network, ban): (IpNet, Ban)| {
+            let left = ban.until.saturating_duration_since(now);
+            BanStatus {
                 network: network.to_string(),
                 seconds_left: left.as_secs() + u64::from(left.subsec_nanos() > 0),
-                reason: table.bans.get(network)?.reason.to_string(),
-            })
+                reason: ban.reason.to_string(),
+            }
         };
-        left.filter_map(status).collect()
+        left.into_iter().map(status).collect()
     }
 
     /// Forgets the bans that have ended; how many are left.
@@ -147,10 +149,17 @@ impl Bans {
         if self.count.load(Ordering::Acquire) == 0 {
             return 0;
         }
-        let mut table = self.write();
-        table.lift_ended(now);
-        self.count.store(table.bans.len(), Ordering::Release);
-        table.bans.len()
+        loop {
+            let mut table = self.write();
+            let lifted = table.lift_ended(now);
+            let left = table.bans.len();
+            self.count.store(left, Ordering::Release);
+            drop(table);
+            if lifted < LIFTED {
+                return left;
+            }
+            std::thread::yield_now();
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Table> {
@@ -183,10 +192,20 @@ impl Table {
         Some(ban)
     }
 
-    fn lift_ended(&mut self, now: Instant) {
-        while let Some((_, network)) = self.ends.first().copied().filter(|(until, _)| *until <= now) {
-            self.remove(network);
+    /// Forgets bans that have ended, up to [`LIFTED`]; how many.
+    fn lift_ended(&mut self, now: Instant) -> usize {
+        let ended = self.ends.iter().take_while(|(until, _)| *until <= now).take(LIFTED);
+        let ended: Vec<_> = ended.map(|(_, network)| *network).collect();
+        for network in &ended {
+            self.remove(*network);
         }
+        ended.len()
+    }
+
+    /// The bans that have not ended, in the order in which they do.
+    fn left(&self, now: Instant) -> Vec<(IpNet, Ban)> {
+        let left = self.ends.iter().filter(|(until, _)| *until > now);
+        left.filter_map(|(_, network)| Some((*network, self.bans.get(network)?.clone()))).collect()
     }
 
     fn concern(&self, client: IpAddr, now: Instant) -> bool {
@@ -287,6 +306,30 @@ mod tests {
             "0.0.0.0 would have ended first"
         );
         assert_eq!(bans.ban(at(9), MINUTE, "", now + 2 * MINUTE), Ok(()), "one has ended");
+    }
+
+    /// Whoever holds the lock keeps all workers from looking.
+    #[test]
+    fn bans_that_end_together_are_lifted_a_few_at_a_time() {
+        const ALL: usize = 200;
+        let (bans, now) = (Bans::with_capacity(ALL), Instant::now());
+        let at = |n: u32| IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(n)));
+        for n in 0..200 {
+            bans.ban(at(n), MINUTE, "", now).unwrap();
+        }
+        let held = || bans.read().bans.len();
+        let later = now + MINUTE;
+        bans.ban_source(at(1000), MINUTE, &Arc::from("rule"), later);
+        assert_eq!(held(), ALL - LIFTED + 1, "by the rule");
+        bans.ban(at(1001), MINUTE, "", later).unwrap();
+        assert_eq!(held(), ALL - LIFTED + 2, "there was room");
+        // Those that are left are no bans, and those to whom they were do not notice.
+        let left: Vec<_> = bans.all(later).into_iter().map(|ban| ban.network).collect();
+        assert_eq!(left, ["0.0.3.232/32", "0.0.3.233/32"]);
+        assert!((0..200).all(|n| !bans.concern(Ipv4Addr::from_bits(n).into(), later)));
+        assert_eq!(bans.write().lift_ended(later), LIFTED, "at a time");
+        assert_eq!(bans.upkeep(later), 2);
+        assert_eq!((held(), bans.write().lift_ended(later)), (2, 0));
     }
 
     /// Bounded in number, and in time: 100,000 bans and as many looks in a debug build.
