@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -16,14 +16,24 @@ const SHARDS: usize = 64;
 /// Addresses counted per shard: 65,536 in all, about 5 MB. One for which there is no room goes uncounted: a count
 /// shared by strangers would ban the innocent, and limits hold all the same.
 const SHARD_CAPACITY: usize = 1024;
+/// A full shard is searched for counts to forget at most this often: a flood of addresses must not cost 1,024 looks
+/// a strike.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The counts under one rule.
 #[derive(Debug)]
 pub(super) struct Strikes {
     pub(super) rule: BanRule,
-    shards: Box<[Mutex<HashMap<IpNet, Count>>]>,
+    shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
     start: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    counts: HashMap<IpNet, Count>,
+    /// Since the start.
+    next_sweep: Duration,
 }
 
 /// Strikes in this window of time and in the one before.
@@ -50,26 +60,37 @@ impl Strikes {
         let length = if client.is_ipv4() { 32 } else { 64 };
         let network = IpNet::new(client, length).ok()?.trunc();
         let within = self.rule.within.as_nanos().max(1);
-        let since = now.saturating_duration_since(self.start).as_nanos();
+        let time = now.saturating_duration_since(self.start);
+        let since = time.as_nanos();
         let window = u64::try_from(since / within).unwrap_or(u64::MAX);
         let index = usize::try_from(self.hasher.hash_one(network) % SHARDS as u64).unwrap_or(0);
         // A count that a panic left behind is a count.
         let mut shard = self.shards.get(index)?.lock().unwrap_or_else(PoisonError::into_inner);
-        if shard.len() >= SHARD_CAPACITY && !shard.contains_key(&network) {
-            shard.retain(|_, count| count.window + 1 >= window);
-            if shard.len() >= SHARD_CAPACITY {
-                return None;
-            }
-        }
-        let count = shard.entry(network).or_default();
+        let count = shard.count(network, window, time)?;
         count.strike(window);
         // The part of the window before that is within the time that ends now.
         let part = u128::from(count.before) * (within - since % within) / within;
         if u128::from(count.now) + part < u128::from(self.rule.after) {
             return None;
         }
-        shard.remove(&network);
+        shard.counts.remove(&network);
         Some(network)
+    }
+}
+
+impl Shard {
+    /// The count of `network`; `None` when there is no room for it.
+    fn count(&mut self, network: IpNet, window: u64, time: Duration) -> Option<&mut Count> {
+        if self.counts.len() >= SHARD_CAPACITY && !self.counts.contains_key(&network) {
+            if time >= self.next_sweep {
+                self.next_sweep = time + SWEEP_INTERVAL;
+                self.counts.retain(|_, count| count.window + 1 >= window);
+            }
+            if self.counts.len() >= SHARD_CAPACITY {
+                return None;
+            }
+        }
+        Some(self.counts.entry(network).or_default())
     }
 }
 
@@ -126,11 +147,27 @@ mod tests {
         for n in 0..200_000 {
             assert_eq!(strikes.strike(source(n), strikes.start), None);
         }
-        let counted: usize = strikes.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        let counted: usize = strikes.shards.iter().map(|shard| shard.lock().unwrap().counts.len()).sum();
         assert!(counted <= SHARDS * SHARD_CAPACITY, "{counted}");
         // Two windows on all that is forgotten, and there is room again.
         let later = strikes.start + 2 * MINUTE;
         assert_eq!(strikes.strike(source(199_999), later), None);
         assert!(strikes.strike(source(199_999), later).is_some());
+    }
+
+    #[test]
+    fn a_full_shard_is_searched_ten_times_a_second() {
+        const WITHIN: Duration = Duration::from_millis(10);
+        let strikes = Strikes::new(BanRule { after: 2, within: WITHIN, length: MINUTE });
+        let source = |n: u32| IpAddr::V4(Ipv4Addr::from_bits(n));
+        for n in 0..200_000 {
+            strikes.strike(source(n), strikes.start);
+        }
+        let struck_twice_at = |ms: u64| {
+            let at = strikes.start + Duration::from_millis(ms);
+            [(); 2].map(|()| strikes.strike(source(300_000), at).is_some())
+        };
+        assert_eq!(struck_twice_at(99), [false, false], "searched a moment ago");
+        assert_eq!(struck_twice_at(100), [false, true]);
     }
 }
