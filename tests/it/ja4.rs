@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::support::SOON;
 use crate::support::backend::{Backend, Recorder};
-use crate::support::client::{Outcome, exchange, probe, served};
+use crate::support::client::{Outcome, exchange, loopback, probe, probe_from, served};
 use crate::support::hello::{Keys, in_records, real, to};
 use crate::support::process::finish;
 use crate::support::programs::{Nginx, curl, s_client};
@@ -141,6 +141,23 @@ fn a_route_sends_clients_by_their_fingerprint() {
     let at = old_hello.windows(4).position(|bytes| bytes[..2] == [0, 43] && bytes[2] == 0).unwrap();
     old_hello[at + 1] = 99;
     assert_eq!(probe(proxy.addr(), &old_hello), Outcome::Alert(112));
+}
+
+#[test]
+fn clients_of_a_fingerprint_are_limited_together() {
+    let backend = Backend::tagged("a");
+    let alpn = real(Some("a.test"), &["h2"], Keys::Classic);
+    let ja4 = oracle(&alpn);
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\n[[limit]]\nname = 'bots'\nper = 'all'\nrate = '2/h'\nroute = 'bots'\n\
+         [[route]]\nname = 'bots'\nsni = 'a.test'\nja4 = '{ja4}'\nto = '{backend}'\n\
+         [[route]]\nsni = 'a.test'\nto = '{backend}'\n"
+    ));
+    for last in 1..=2 {
+        assert_eq!(probe_from(loopback(last), proxy.addr(), &alpn), served("a"));
+    }
+    assert_eq!(probe_from(loopback(3), proxy.addr(), &alpn), Outcome::Reset);
+    assert_eq!(probe_from(loopback(3), proxy.addr(), &to("a.test")), served("a"), "another fingerprint");
 }
 
 #[test]
