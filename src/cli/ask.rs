@@ -25,9 +25,11 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Largest answer read, in bytes: the settings of 100,000 routes are below.
 const MOST: usize = 256 * 1024 * 1024;
 
-/// Where a running process is asked.
+/// Which running process is asked.
 #[derive(Debug, clap::Args)]
-pub(super) struct AdminArg {
+pub(super) struct ProcessArg {
+    #[command(flatten)]
+    pub(super) config: ConfigArg,
     /// The admin address of the process; by default the one that the configuration file gives, else the usual one.
     #[arg(long, env = "PORTCULLIS_ADMIN", value_name = "ADDR")]
     admin: Option<AdminAddr>,
@@ -43,16 +45,10 @@ pub(super) struct Answer {
     pub(super) body: Bytes,
 }
 
-impl AdminArg {
+impl ProcessArg {
     /// Asks for `path` and waits for the answer.
-    pub(super) fn ask(
-        &self,
-        config: &ConfigArg,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-    ) -> anyhow::Result<Answer> {
-        let address = self.admin.clone().unwrap_or_else(|| Config::admin_of(&config.file));
+    pub(super) fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+        let address = self.admin.clone().unwrap_or_else(|| Config::admin_of(&self.config.file));
         let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         if let Some(file) = &self.token_file {
             let token = SecretSource::File(file.clone()).read();

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::ask::AdminArg;
-use super::{ConfigArg, Exit, print};
+use super::ask::ProcessArg;
+use super::{Exit, print};
 use crate::config::{parse_duration, parse_network};
 
 /// Arguments of `ban`.
@@ -25,9 +25,7 @@ pub(super) struct Ban {
     #[arg(long, default_value = "")]
     reason: String,
     #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// Arguments of `unban`.
@@ -37,18 +35,14 @@ pub(super) struct Unban {
     #[arg(value_parser = network)]
     network: IpNet,
     #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// Arguments of `bans`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Bans {
     #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// What the process answers.
@@ -76,7 +70,7 @@ impl Ban {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
         let length = format!("{}ms", self.length.as_millis());
         let body = json!({ "network": self.network.to_string(), "for": length, "reason": self.reason });
-        self.admin.ask(&self.config, Method::POST, "/api/v1/ban", Some(&body))?.done()?;
+        self.process.ask(Method::POST, "/api/v1/ban", Some(&body))?.done()?;
         print(&format!("{} is banned\n", self.network))
     }
 }
@@ -84,14 +78,14 @@ impl Ban {
 impl Unban {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
         let body = json!({ "network": self.network.to_string() });
-        self.admin.ask(&self.config, Method::POST, "/api/v1/unban", Some(&body))?.done()?;
+        self.process.ask(Method::POST, "/api/v1/unban", Some(&body))?.done()?;
         print(&format!("{} is no longer banned\n", self.network))
     }
 }
 
 impl Bans {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let answer = self.admin.ask(&self.config, Method::GET, "/api/v1/bans", None)?.done()?;
+        let answer = self.process.ask(Method::GET, "/api/v1/bans", None)?.done()?;
         let mut out = String::new();
         for One { network, seconds_left, reason } in answer.json::<All>()?.bans {
             // Writing to a string cannot fail.

@@ -4,8 +4,8 @@ use hyper::Method;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::ask::AdminArg;
-use super::{ConfigArg, Exit, print};
+use super::ask::ProcessArg;
+use super::{Exit, print};
 
 /// Arguments of `connections`.
 #[derive(Debug, clap::Args)]
@@ -14,9 +14,7 @@ pub(super) struct Connections {
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
     limit: u16,
     #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// Arguments of `close`.
@@ -25,18 +23,14 @@ pub(super) struct Close {
     /// The connection's id, as `connections` and the access log tell it.
     id: String,
     #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// Arguments of `drain`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Drain {
     #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// What the process answers.
@@ -48,7 +42,7 @@ struct All {
 impl Connections {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
         let path = format!("/api/v1/connections?limit={}", self.limit);
-        let all: All = self.admin.ask(&self.config, Method::GET, &path, None)?.done()?.json()?;
+        let all: All = self.process.ask(Method::GET, &path, None)?.done()?.json()?;
         print(&all.connections.iter().map(|connection| format!("{connection}\n")).collect::<String>())
     }
 }
@@ -59,14 +53,14 @@ impl Close {
             anyhow::bail!("an id has only the digits 0 to f");
         }
         let path = format!("/api/v1/connections/{}", self.id);
-        self.admin.ask(&self.config, Method::DELETE, &path, None)?.done()?;
+        self.process.ask(Method::DELETE, &path, None)?.done()?;
         print(&format!("{} is closed\n", self.id))
     }
 }
 
 impl Drain {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        self.admin.ask(&self.config, Method::POST, "/api/v1/drain", None)?.done()?;
+        self.process.ask(Method::POST, "/api/v1/drain", None)?.done()?;
         print("the process drains, and then ends\n")
     }
 }

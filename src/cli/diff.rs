@@ -5,20 +5,18 @@ use std::path::PathBuf;
 use hyper::Method;
 use serde::Deserialize;
 
-use super::ask::AdminArg;
-use super::{ConfigArg, Exit, load, print, report};
+use super::ask::ProcessArg;
+use super::{Exit, load, print, report};
 use crate::config::{self, Config, Effective};
 
 /// Arguments of `diff`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Diff {
-    #[command(flatten)]
-    config: ConfigArg,
     /// Compare with this file instead of the running process.
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     against: Option<PathBuf>,
     #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// The configuration of a running process.
@@ -35,7 +33,7 @@ struct Setting {
 
 impl Diff {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let new = match load(&self.config) {
+        let new = match load(&self.process.config) {
             Ok(config) => config,
             Err(exit) => return Ok(exit),
         };
@@ -56,7 +54,7 @@ impl Diff {
 
     /// The settings of the running process.
     fn running(&self) -> anyhow::Result<Vec<Effective>> {
-        let answer = self.admin.ask(&self.config, Method::GET, "/api/v1/config", None)?.done()?;
+        let answer = self.process.ask(Method::GET, "/api/v1/config", None)?.done()?;
         let running: Running = answer.json()?;
         let setting = |Setting { key, value }| Effective { key, value, origin: None };
         Ok(running.settings.into_iter().map(setting).collect())

@@ -5,16 +5,14 @@ use std::fmt::Write;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::ask::AdminArg;
-use super::{ConfigArg, Exit, complain, print};
+use super::ask::ProcessArg;
+use super::{Exit, complain, print};
 
 /// Arguments of `reload`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Reload {
     #[command(flatten)]
-    config: ConfigArg,
-    #[command(flatten)]
-    admin: AdminArg,
+    process: ProcessArg,
 }
 
 /// What the process says of it.
@@ -36,7 +34,7 @@ struct Change {
 
 impl Reload {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
-        let answer = self.admin.ask(&self.config, Method::POST, "/api/v1/reload", None)?;
+        let answer = self.process.ask(Method::POST, "/api/v1/reload", None)?;
         if !matches!(
             answer.status,
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::SERVICE_UNAVAILABLE

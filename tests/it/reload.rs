@@ -2,16 +2,16 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::support::backend::Backend;
 use crate::support::client::{End, Outcome, connect, free_port, held, probe, read_to_end, served, timed};
 use crate::support::hello::to;
+use crate::support::load::Load;
 use crate::support::metrics::Metrics;
-use crate::support::pattern::{exchange, serve};
 use crate::support::programs::Named;
 use crate::support::proxy::{Proxy, on_config, on_file};
 use crate::support::{Random, SOON, UNLIMITED, until, wait_for};
@@ -115,78 +115,29 @@ fn addresses_come_and_go_and_those_that_stay_are_never_closed() {
     assert_eq!(proxy.logged("listening").len(), 3, "{:?}", proxy.logged("listening"));
 }
 
-/// Connections that are opened all the time, and long ones that are checked byte by byte, while the
-/// configuration changes under them.
 #[test]
 fn fifty_reloads_under_load_are_noticed_by_nobody() {
     const RELOADS: usize = 50;
-    const STREAMS: usize = 200;
-    /// Bytes each way of a stream; each waits now and then until the reloads are done.
-    const LEN: usize = 256 * 1024;
-    let hello = to("stream.test");
-    let len = hello.len();
-    let (streams, tagged) = (Backend::new(move |stream| serve(stream, len)), Backend::tagged("a"));
+    let (load, tagged) = (Load::new(), Backend::tagged("a"));
     let text = |round: usize| {
         config(ANY, "a.test", &tagged)
-            + &format!("[[route]]\nsni = 'stream.test'\nto = '{streams}'\n")
+            + &load.routes()
             + &format!("[[route]]\nsni = 'round{round}.test'\nto = '{tagged}'\n")
             + second_listener(round)
     };
     let mut proxy = Proxy::start(&text(1));
     let addr = proxy.addr();
-    let (done, served_in_all) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        for id in 0..STREAMS {
-            let (hello, done) = (&hello, &done);
-            let stream = move || {
-                let stream = connect(addr);
-                stream.set_read_timeout(Some(SOON * 6)).unwrap();
-                exchange(&stream, hello, id, LEN, |at| {
-                    // The second half comes after the reloads.
-                    if at >= LEN / 2 {
-                        wait_until(done);
-                    }
-                });
-            };
-            std::thread::Builder::new().stack_size(256 * 1024).spawn_scoped(scope, stream).unwrap();
-        }
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !done.load(Ordering::Acquire) {
-                    assert_eq!(probe(addr, &to("a.test")), served("a"));
-                    served_in_all.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        let _done = Done(&done);
+    let count = load.during(addr, || {
         for round in 2..2 + RELOADS {
             proxy.reconfigure(&text(round));
             assert_eq!(probe(addr, &to(&format!("round{round}.test"))), served("a"));
         }
     });
-    let count = served_in_all.load(Ordering::Relaxed);
     println!("{count} new connections during {RELOADS} reloads");
     assert!(count >= RELOADS, "{count}");
-    let failed =
-        proxy.access_log().into_iter().filter(|line| line["cause"] != "done" && line["cause"] != "client");
-    assert_eq!(failed.count(), 0);
+    let failed = |line: &Value| line["cause"] != "done" && line["cause"] != "client";
+    assert_eq!(proxy.access_log().into_iter().filter(failed).count(), 0);
     proxy.assert_sound();
-}
-
-/// Lets the streams go on, and the clients end, also when the test fails.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-fn wait_until(done: &AtomicBool) {
-    // Not a look at a figure: the streams go on when the test is that far.
-    while !done.load(Ordering::Acquire) {
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod headers;
 pub(crate) mod hello;
+pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod netns;
 pub(crate) mod pattern;

@@ -5,15 +5,14 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::support::backend::Backend;
-use crate::support::client::{connect, free_port, held, probe, served};
+use crate::support::client::{free_port, held, probe, served};
 use crate::support::hello::to;
-use crate::support::pattern::{exchange, serve};
+use crate::support::load::Load;
 use crate::support::process::Process;
 use crate::support::proxy::Proxy;
 use crate::support::{SOON, UNLIMITED, until, wait_for};
@@ -40,63 +39,17 @@ fn replace(binary: &Path, script: &str) {
     std::fs::rename(new, binary).unwrap();
 }
 
-/// Lets the streams go on, and the clients end, also when the test fails.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-/// Connections that are opened all the time, and long ones that are checked byte by byte, while one process after
-/// the other takes over.
+/// One process after the other takes over.
 #[test]
 fn ten_upgrades_under_load_are_noticed_by_nobody() {
     const UPGRADES: usize = 10;
-    const STREAMS: usize = 200;
-    const LEN: usize = 256 * 1024;
-    let hello = to("stream.test");
-    let len = hello.len();
-    let (streams, tagged) = (Backend::new(move |stream| serve(stream, len)), Backend::tagged("a"));
-    let route = format!("[[route]]\nsni = 'stream.test'\nto = '{streams}'\n");
-    let mut proxy = Proxy::start(&(config(&tagged) + &route));
-    let addr = proxy.addr();
-    let (done, count) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        for id in 0..STREAMS {
-            let (hello, done) = (&hello, &done);
-            let stream = move || {
-                let stream = connect(addr);
-                stream.set_read_timeout(Some(SOON * 6)).unwrap();
-                exchange(&stream, hello, id, LEN, |at| {
-                    // The second half comes after the upgrades.
-                    while at >= LEN / 2 && !done.load(Ordering::Acquire) {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                });
-            };
-            std::thread::Builder::new().stack_size(256 * 1024).spawn_scoped(scope, stream).unwrap();
-        }
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !done.load(Ordering::Acquire) {
-                    assert_eq!(probe(addr, &to("a.test")), served("a"));
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        let _done = Done(&done);
-        wait_for("the streams to be there", || streams.hits() == STREAMS);
-        for _ in 0..UPGRADES {
-            proxy.upgrade();
-        }
-    });
-    let count = count.load(Ordering::Relaxed);
+    let (load, tagged) = (Load::new(), Backend::tagged("a"));
+    let mut proxy = Proxy::start(&(config(&tagged) + &load.routes()));
+    let count = load.during(proxy.addr(), || (0..UPGRADES).for_each(|_| proxy.upgrade()));
     println!("{count} new connections during {UPGRADES} upgrades");
     assert!(count >= UPGRADES, "{count}");
     assert_eq!(proxy.process.wait(SOON).code(), Some(0), "the first process drained");
-    let failed = |line: &serde_json::Value| line["cause"] != "done" && line["cause"] != "client";
+    let failed = |line: &Value| line["cause"] != "done" && line["cause"] != "client";
     assert_eq!(proxy.access_log().into_iter().filter(failed).count(), 0);
     assert!(!proxy.process.stderr.contains("panicked"));
 }
