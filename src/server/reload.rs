@@ -259,6 +259,7 @@ impl Live {
 /// Keeps a snapshot until no connection begins with it any more: freeing a large one takes its time, which no
 /// worker has.
 async fn retire(snapshot: Arc<Snapshot>) {
+    // Ends when they have connected or failed to, for which each has its deadlines.
     while Arc::strong_count(&snapshot) > 1 {
         tokio::time::sleep(RETIRE).await;
     }

@@ -188,6 +188,7 @@ fn read_slowly(stream: &mut TcpStream, seed: u64) -> Vec<u8> {
     let mut chunk = vec![0; 20_000];
     loop {
         if random.below(8) == 0 {
+            // A slow reader, now and then: buffers on the way fill up.
             std::thread::sleep(Duration::from_millis(2));
         }
         let size = 1 + random.below(chunk.len());
@@ -230,6 +231,7 @@ fn stall_readers() {
     // The kernel's buffers fill up: the processor time of the proxy stands still once they are full.
     let mut cpu = proxy.process.cpu();
     until("the readers to stall", SOON, || {
+        // The window in which no processor time may be used.
         std::thread::sleep(Duration::from_millis(200));
         let now = proxy.process.cpu();
         let stalled = now - cpu < Duration::from_millis(4);
