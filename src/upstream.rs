@@ -17,7 +17,7 @@ use crate::telemetry::{Family, Registry};
 
 mod resolve;
 
-pub use resolve::{Answers, ResolveError, ResolvedName, Resolver};
+pub use resolve::{Answers, Failing, Found, LookupError, ResolveError, Resolver, Watched};
 
 const CONNECTS: Family = Family {
     name: "portcullis_upstream_connects_total",
@@ -63,7 +63,7 @@ pub struct Endpoint {
 #[derive(Debug)]
 enum Target {
     Ip(SocketAddr),
-    Name(Arc<ResolvedName>, u16),
+    Name(Arc<Watched>, u16),
     Unix(Box<Path>),
 }
 
@@ -136,7 +136,7 @@ impl Upstream {
             Endpoint {
                 target: match addr {
                     UpstreamAddr::Ip(socket) => Target::Ip(*socket),
-                    UpstreamAddr::Name { host, port } => Target::Name(resolver.name(host), *port),
+                    UpstreamAddr::Name { host, port } => Target::Name(resolver.host(host), *port),
                     UpstreamAddr::Unix(path) => Target::Unix(path.as_path().into()),
                 },
                 connects: registry.counter(&CONNECTS, &[route, &name]),
@@ -160,7 +160,7 @@ impl Upstream {
                 Target::Ip(address) => vec![address.to_string()],
                 Target::Unix(path) => vec![format!("unix:{}", path.display())],
                 Target::Name(name, port) => {
-                    name.addresses().iter().map(|ip| SocketAddr::new(*ip, *port).to_string()).collect()
+                    name.found().iter().map(|found| SocketAddr::new(found.ip, *port).to_string()).collect()
                 }
             };
             serde_json::json!({ "backend": &*endpoint.name, "addresses": addresses })
@@ -219,13 +219,13 @@ impl Endpoint {
         attempts: &mut Attempts<'_, '_>,
     ) -> Result<(Socket, usize), ConnectError> {
         let resolved = match &self.target {
-            Target::Name(name, _) => Some(name.addresses()),
+            Target::Name(name, _) => Some(name.found()),
             Target::Ip(_) | Target::Unix(_) => None,
         };
         let count = resolved.as_ref().map_or(1, |addresses| addresses.len());
         let mut last = None;
         for turn in (turn % count.max(1)..).take(count) {
-            let addresses = resolved.as_ref().map_or(&[][..], |addresses| addresses.as_slice());
+            let addresses = resolved.as_deref().unwrap_or_default();
             let Some(place) = self.place(addresses, turn) else { break };
             match self.attempt(place, attempts).await {
                 Ok(connected) => return Ok(connected),
@@ -242,13 +242,13 @@ impl Endpoint {
     }
 
     /// Where the `turn`th attempt goes, of the `addresses` that its name has if it is one.
-    fn place(&self, addresses: &[IpAddr], turn: usize) -> Option<Place<'_>> {
+    fn place(&self, addresses: &[Found], turn: usize) -> Option<Place<'_>> {
         match &self.target {
             Target::Ip(addr) => Some(Place::Tcp(*addr)),
             Target::Unix(path) => Some(Place::Unix(path)),
             Target::Name(_, port) => {
-                let ip = addresses.get(turn.checked_rem(addresses.len())?)?;
-                Some(Place::Tcp(SocketAddr::new(*ip, *port)))
+                let found = addresses.get(turn.checked_rem(addresses.len())?)?;
+                Some(Place::Tcp(SocketAddr::new(found.ip, *port)))
             }
         }
     }

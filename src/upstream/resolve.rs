@@ -3,27 +3,34 @@
 //! Each name has one task that asks, keeps the answer for its TTL (within the configured bounds) and asks
 //! again. When DNS fails, the last answer stays in use and the task asks again, more and more seldom.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+mod ask;
+mod course;
+mod refresh;
+mod watched;
 
-use arc_swap::ArcSwap;
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use metrics::Counter;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
 
 use crate::config::DnsConfig;
 use crate::telemetry::{Family, Registry};
 
-/// Pauses after failed queries: the first, doubled each time up to the last.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+pub use ask::LookupError;
+pub use watched::{Failing, Found, Watched};
+
+use ask::Questions;
+use course::Bounds;
+use refresh::Refresh;
+use watched::{Kind, State};
+
 /// Queries under way at once: a configuration of a thousand names does not flood its nameserver.
 const CONCURRENT: usize = 32;
 
@@ -37,23 +44,17 @@ const LOOKUPS: Family = Family {
 #[derive(Debug)]
 pub struct Resolver {
     config: DnsConfig,
-    names: HashMap<Box<str>, Arc<ResolvedName>>,
-    counters: Counters,
+    names: HashMap<Key, Arc<Watched>>,
+    metrics: Metrics,
     tasks: JoinSet<()>,
 }
 
-/// Addresses of names at some time.
+/// What is known of names at some time.
 #[derive(Debug)]
-pub struct Answers(HashMap<Box<str>, Arc<Vec<IpAddr>>>);
+pub struct Answers(HashMap<Key, (Arc<[Found]>, Arc<State>)>);
 
-/// The current addresses of a name.
-#[derive(Debug)]
-pub struct ResolvedName {
-    host: Box<str>,
-    addresses: ArcSwap<Vec<IpAddr>>,
-    /// Gets its one permit with the first answer or failure.
-    asked: Semaphore,
-}
+/// A name as it is asked for.
+type Key = (Kind, Box<str>);
 
 /// Why names cannot be resolved at all.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +67,7 @@ pub enum ResolveError {
 }
 
 #[derive(Clone, Debug)]
-struct Counters {
+struct Metrics {
     ok: Counter,
     failed: Counter,
 }
@@ -74,23 +75,27 @@ struct Counters {
 impl Resolver {
     /// A resolver without names.
     pub fn new(config: &DnsConfig, registry: &Registry) -> Self {
-        let counters = Counters {
+        let metrics = Metrics {
             ok: registry.counter(&LOOKUPS, &["ok"]),
             failed: registry.counter(&LOOKUPS, &["failed"]),
         };
-        Self { config: config.clone(), names: HashMap::new(), counters, tasks: JoinSet::new() }
+        Self { config: config.clone(), names: HashMap::new(), metrics, tasks: JoinSet::new() }
     }
 
-    /// The shared entry of `host`; it has no addresses before [`Resolver::start`].
-    pub fn name(&mut self, host: &str) -> Arc<ResolvedName> {
-        let entry = self.names.entry(host.into()).or_insert_with(|| {
-            Arc::new(ResolvedName {
-                host: host.into(),
-                addresses: ArcSwap::default(),
-                asked: Semaphore::new(0),
-            })
-        });
-        Arc::clone(entry)
+    /// The shared entry of the host `name`; it has no addresses before [`Resolver::start`].
+    pub fn host(&mut self, name: &str) -> Arc<Watched> {
+        self.name(Kind::Host, name)
+    }
+
+    /// The same of the service `name`, as in `_db._tcp.example.com`: its records `SRV` are asked for (RFC 2782), and
+    /// the addresses of the hosts that they lead to.
+    pub fn service(&mut self, name: &str) -> Arc<Watched> {
+        self.name(Kind::Service, name)
+    }
+
+    fn name(&mut self, kind: Kind, name: &str) -> Arc<Watched> {
+        let entry = self.names.entry((kind, name.into()));
+        Arc::clone(entry.or_insert_with(|| Arc::new(Watched::new(kind, name))))
     }
 
     /// Starts to resolve all names on `runtime`, and goes on until dropped.
@@ -101,34 +106,35 @@ impl Resolver {
         if self.names.is_empty() {
             return Ok(());
         }
-        let resolver = |strategy| self.build(strategy).map(Arc::new).map_err(ResolveError::System);
-        let (v4, v6) = (resolver(LookupIpStrategy::Ipv4Only)?, resolver(LookupIpStrategy::Ipv6Only)?);
-        let slots = Arc::new(Semaphore::new(CONCURRENT));
+        let questions = Questions {
+            resolver: self.build().map_err(ResolveError::System)?,
+            slots: Arc::new(Semaphore::new(CONCURRENT)),
+            timeout: self.config.timeout,
+        };
+        let bounds = Bounds { min_ttl: self.config.min_ttl, max_ttl: self.config.max_ttl };
         for name in self.names.values() {
             let refresh = Refresh {
                 name: Arc::clone(name),
-                v4: Arc::clone(&v4),
-                v6: Arc::clone(&v6),
-                slots: Arc::clone(&slots),
-                config: self.config.clone(),
-                counters: self.counters.clone(),
+                questions: questions.clone(),
+                bounds,
+                metrics: self.metrics.clone(),
             };
             self.tasks.spawn_on(refresh.run(), runtime);
         }
         Ok(())
     }
 
-    /// The addresses of all names as they are now.
+    /// What is known of all names now.
     pub fn answers(&self) -> Answers {
-        Answers(self.names.iter().map(|(host, name)| (host.clone(), name.addresses())).collect())
+        let known = |(key, name): (&Key, &Arc<Watched>)| (key.clone(), (name.found(), name.state()));
+        Answers(self.names.iter().map(known).collect())
     }
 
     /// Begins with the `answers` of another resolver, so that names which both have are never without.
     pub fn begin_with(&mut self, answers: &Answers) {
-        for (host, name) in &self.names {
-            if let Some(addresses) = answers.0.get(host).filter(|addresses| !addresses.is_empty()) {
-                name.addresses.store(Arc::clone(addresses));
-                name.asked.add_permits(1);
+        for (key, name) in &self.names {
+            if let Some((found, state)) = answers.0.get(key).filter(|(found, _)| !found.is_empty()) {
+                name.begin_with(found, State::clone(state));
             }
         }
     }
@@ -136,12 +142,11 @@ impl Resolver {
     /// Waits until each name has been asked for once, with or without success.
     pub async fn first_answers(&self) {
         for name in self.names.values() {
-            // Never closed; and the permit stays for others who wait.
-            let _ = name.asked.acquire().await;
+            name.first_answer().await;
         }
     }
 
-    fn build(&self, strategy: LookupIpStrategy) -> Result<TokioResolver, NetError> {
+    fn build(&self) -> Result<TokioResolver, NetError> {
         let mut builder = if self.config.servers.is_empty() {
             TokioResolver::builder_tokio()?
         } else {
@@ -158,114 +163,16 @@ impl Resolver {
         };
         let options = builder.options_mut();
         options.timeout = self.config.timeout;
-        options.ip_strategy = strategy;
         // Answers are kept here, with their own bounds and past their time when need be.
         options.cache_size = 0;
         builder.build()
     }
 }
 
-impl ResolvedName {
-    /// The addresses of the last answer; empty before the first.
-    pub fn addresses(&self) -> Arc<Vec<IpAddr>> {
-        self.addresses.load_full()
-    }
-
-    #[cfg(test)]
-    fn host(&self) -> &str {
-        &self.host
-    }
-}
-
-/// The task of one name.
-struct Refresh {
-    name: Arc<ResolvedName>,
-    v4: Arc<TokioResolver>,
-    v6: Arc<TokioResolver>,
-    slots: Arc<Semaphore>,
-    config: DnsConfig,
-    counters: Counters,
-}
-
-impl Refresh {
-    async fn run(self) {
-        let mut retry = RETRY.0;
-        loop {
-            let pause = match Box::pin(self.ask()).await {
-                Some(ttl) => {
-                    retry = RETRY.0;
-                    ttl
-                }
-                None => {
-                    let pause = retry;
-                    retry = (retry * 2).min(RETRY.1);
-                    pause
-                }
-            };
-            if self.name.asked.available_permits() == 0 {
-                self.name.asked.add_permits(1);
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Asks once; gives the time until the next question when there is an answer. The families are asked
-    /// apart: when one fails, its last addresses stay, and those of the other are still brought up to date.
-    async fn ask(&self) -> Option<Duration> {
-        let _slot = self.slots.acquire().await.ok()?;
-        // A trailing dot makes the name absolute: no search list is tried.
-        let absolute = format!("{}.", self.name.host.trim_end_matches('.'));
-        let (v4, v6) = tokio::join!(family(&self.v4, &absolute), family(&self.v6, &absolute));
-        let before = self.name.addresses();
-        let stale = |v6: bool| before.iter().copied().filter(move |ip| ip.is_ipv6() == v6);
-        let mut addresses = Vec::new();
-        let mut shortest: Option<Duration> = None;
-        for (answer, is_v6) in [(v4, false), (v6, true)] {
-            match answer {
-                Ok((found, ttl)) => {
-                    addresses.extend(found);
-                    shortest = Some(shortest.map_or(ttl, |shortest| shortest.min(ttl)));
-                }
-                // Most names have addresses of one family only.
-                Err(error) if error.is_no_records_found() => {}
-                Err(error) => {
-                    warn!(host = %self.name.host, %error, stale = stale(is_v6).count(), "cannot resolve a backend");
-                    addresses.extend(stale(is_v6));
-                }
-            }
-        }
-        let Some(ttl) = shortest else {
-            // The last addresses stay: a name that is gone for the moment is no reason to stop serving.
-            warn!(host = %self.name.host, stale = before.len(), "no answer for a backend's name");
-            self.counters.failed.increment(1);
-            return None;
-        };
-        self.counters.ok.increment(1);
-        // Servers rotate their answers; turns are taken here.
-        addresses.sort_unstable();
-        self.store(addresses);
-        Some(ttl.clamp(self.config.min_ttl, self.config.max_ttl))
-    }
-
-    fn store(&self, addresses: Vec<IpAddr>) {
-        if **self.name.addresses.load() == addresses {
-            debug!(host = %self.name.host, "addresses of a backend unchanged");
-        } else {
-            info!(host = %self.name.host, ?addresses, "addresses of a backend");
-            self.name.addresses.store(Arc::new(addresses));
-        }
-    }
-}
-
-/// The addresses of one family, and how long they hold.
-async fn family(resolver: &TokioResolver, host: &str) -> Result<(Vec<IpAddr>, Duration), NetError> {
-    let answer = resolver.lookup_ip(host).await?;
-    let ttl = answer.valid_until().saturating_duration_since(Instant::now());
-    Ok((answer.iter().collect(), ttl))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -277,9 +184,11 @@ mod tests {
             max_ttl: Duration::from_secs(300),
         };
         let mut resolver = Resolver::new(&config, &Registry::new().unwrap());
-        let (one, two) = (resolver.name("app.internal"), resolver.name("app.internal"));
+        let (one, two) = (resolver.host("app.internal"), resolver.host("app.internal"));
         assert!(Arc::ptr_eq(&one, &two));
-        assert_eq!(one.host(), "app.internal");
-        assert!(one.addresses().is_empty());
+        assert_eq!(one.name(), "app.internal");
+        assert!(one.found().is_empty());
+        let service = resolver.service("app.internal");
+        assert!(!Arc::ptr_eq(&one, &service), "a host and a service may have one name");
     }
 }
