@@ -63,7 +63,8 @@ pub struct Endpoint {
 #[derive(Debug)]
 enum Target {
     Ip(SocketAddr),
-    Name(Arc<Watched>, u16),
+    /// A name, and its port where that is not in its records.
+    Name(Arc<Watched>, Option<u16>),
     Unix(Box<Path>),
 }
 
@@ -136,7 +137,8 @@ impl Upstream {
             Endpoint {
                 target: match addr {
                     UpstreamAddr::Ip(socket) => Target::Ip(*socket),
-                    UpstreamAddr::Name { host, port } => Target::Name(resolver.host(host), *port),
+                    UpstreamAddr::Name { host, port } => Target::Name(resolver.host(host), Some(*port)),
+                    UpstreamAddr::Service(name) => Target::Name(resolver.service(name), None),
                     UpstreamAddr::Unix(path) => Target::Unix(path.as_path().into()),
                 },
                 connects: registry.counter(&CONNECTS, &[route, &name]),
@@ -160,7 +162,8 @@ impl Upstream {
                 Target::Ip(address) => vec![address.to_string()],
                 Target::Unix(path) => vec![format!("unix:{}", path.display())],
                 Target::Name(name, port) => {
-                    name.found().iter().map(|found| SocketAddr::new(found.ip, *port).to_string()).collect()
+                    let found = name.found();
+                    found.iter().filter_map(|found| socket(found, *port)).map(|at| at.to_string()).collect()
                 }
             };
             serde_json::json!({ "backend": &*endpoint.name, "addresses": addresses })
@@ -224,9 +227,9 @@ impl Endpoint {
         };
         let count = resolved.as_ref().map_or(1, |addresses| addresses.len());
         let mut last = None;
-        for turn in (turn % count.max(1)..).take(count) {
+        for index in in_turn(resolved.as_deref().unwrap_or_default(), turn).take(count) {
             let addresses = resolved.as_deref().unwrap_or_default();
-            let Some(place) = self.place(addresses, turn) else { break };
+            let Some(place) = self.place(addresses, index) else { break };
             match self.attempt(place, attempts).await {
                 Ok(connected) => return Ok(connected),
                 Err(error) => last = Some(error),
@@ -241,15 +244,12 @@ impl Endpoint {
         }))
     }
 
-    /// Where the `turn`th attempt goes, of the `addresses` that its name has if it is one.
-    fn place(&self, addresses: &[Found], turn: usize) -> Option<Place<'_>> {
+    /// Where an attempt goes: to the `index`th of the `addresses` that its name has, if it is one.
+    fn place(&self, addresses: &[Found], index: usize) -> Option<Place<'_>> {
         match &self.target {
             Target::Ip(addr) => Some(Place::Tcp(*addr)),
             Target::Unix(path) => Some(Place::Unix(path)),
-            Target::Name(_, port) => {
-                let found = addresses.get(turn.checked_rem(addresses.len())?)?;
-                Some(Place::Tcp(SocketAddr::new(found.ip, *port)))
-            }
+            Target::Name(_, port) => Some(Place::Tcp(socket(addresses.get(index)?, *port)?)),
         }
     }
 
@@ -283,6 +283,19 @@ impl Endpoint {
             counter.increment(1);
         }
     }
+}
+
+/// The address of `found`, whose name has `port` unless its records have one.
+fn socket(found: &Found, port: Option<u16>) -> Option<SocketAddr> {
+    Some(SocketAddr::new(found.ip, found.port.or(port)?))
+}
+
+/// The order in which `addresses` are tried: those of the first priority in turn, beginning with the `turn`th, then
+/// the others as they come.
+fn in_turn(addresses: &[Found], turn: usize) -> impl Iterator<Item = usize> + use<> {
+    let first = addresses.first().map(|found| found.priority);
+    let equals = addresses.iter().take_while(|found| Some(found.priority) == first).count().max(1);
+    (0..equals).map(move |n| (turn % equals + n) % equals).chain(equals..)
 }
 
 /// `place` as it is connected to from `source`, if from any.

@@ -29,6 +29,8 @@ pub enum UpstreamAddr {
         /// The TCP port, never 0.
         port: u16,
     },
+    /// The name of a service, whose records say hosts and ports (SRV, RFC 2782); lower-case.
+    Service(Box<str>),
     /// A Unix stream socket.
     Unix(PathBuf),
 }
@@ -59,6 +61,12 @@ pub enum AddrError {
         "`{0}://` has no meaning here: bytes are passed on as they are; write `host:port` or `unix:/path`"
     )]
     Scheme(String),
+    /// `srv+` and a name with a port.
+    #[error("the ports of `srv+{0}` are in its records; write it without one")]
+    ServicePort(String),
+    /// `srv+` and something else than a name.
+    #[error("`{0}` is not the name of a service; write it as in `srv+_db._tcp.example.com`")]
+    BadService(String),
     /// `unix:` without an absolute path.
     #[error("`unix:` needs an absolute path, as in `unix:/run/app.sock`")]
     RelativePath,
@@ -134,6 +142,9 @@ impl FromStr for UpstreamAddr {
                 Err(AddrError::RelativePath)
             };
         }
+        if let Some(name) = text.strip_prefix("srv+") {
+            return service(name);
+        }
         let text = match text.split_once("://") {
             Some(("tcp", rest)) => rest,
             Some((scheme, _)) => return Err(AddrError::Scheme(scheme.to_owned())),
@@ -161,6 +172,7 @@ impl fmt::Display for UpstreamAddr {
         match self {
             Self::Ip(socket) => socket.fmt(f),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Service(name) => write!(f, "srv+{name}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -175,6 +187,19 @@ pub fn canonical(ip: IpAddr) -> IpAddr {
             below.map_or(IpAddr::V6(v6), |v4| IpAddr::V4(Ipv4Addr::from_bits(v4)))
         }
         v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// What follows `srv+`.
+fn service(name: &str) -> Result<UpstreamAddr, AddrError> {
+    match name.rsplit_once(':') {
+        Some((name, port)) if is_host_name(name) && port.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(AddrError::ServicePort(name.to_owned()))
+        }
+        None if is_host_name(name) => {
+            Ok(UpstreamAddr::Service(name.trim_end_matches('.').to_ascii_lowercase().into()))
+        }
+        _ => Err(AddrError::BadService(name.to_owned())),
     }
 }
 
@@ -233,6 +258,17 @@ mod tests {
         );
         assert_eq!(parse("unix:/run/a.sock"), Ok(UpstreamAddr::Unix("/run/a.sock".into())));
         assert_eq!(parse("unix:a.sock"), Err(AddrError::RelativePath));
+        let service = UpstreamAddr::Service("_db._tcp.example.com".into());
+        assert_eq!(service.to_string(), "srv+_db._tcp.example.com");
+        assert_eq!(parse("srv+_DB._tcp.example.com"), Ok(service.clone()));
+        assert_eq!(parse("srv+_db._tcp.example.com."), Ok(service));
+        assert_eq!(parse("srv+db.service.consul"), Ok(UpstreamAddr::Service("db.service.consul".into())));
+        assert_eq!(parse("srv+_db._tcp.a:5432"), Err(AddrError::ServicePort("_db._tcp.a".into())));
+        for bad in
+            ["", ":1", "10.0.0.1", "10.0.0.1:1", "a b", "a..b", "//a", "a:b", "[::1]", "::1", "unix:/a"]
+        {
+            assert_eq!(parse(&format!("srv+{bad}")), Err(AddrError::BadService(bad.into())));
+        }
         assert_eq!(parse("app"), Err(AddrError::NoPort("app".into())));
         assert_eq!(parse("[::1]"), Err(AddrError::NoPort("[::1]".into())));
         assert_eq!(parse("app:0"), Err(AddrError::BadPort("0".into())));

@@ -4,14 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::support::backend::Backend;
-use crate::support::client::{Outcome, loopback, probe, served, timed};
+use crate::support::client::{Outcome, held, loopback, probe, served, timed};
+use crate::support::dns::{FOLLOW, assert_served, await_outcome, proxy_asking};
 use crate::support::hello::to;
-use crate::support::programs::Named;
+use crate::support::named::Named;
 use crate::support::proxy::Proxy;
-use crate::support::{UNLIMITED, until};
-
-/// How long the proxy may take to follow an answer that is good for a second.
-const FOLLOW: Duration = Duration::from_secs(15);
+use crate::support::until;
 
 /// Two backends on one port of two addresses.
 fn two_backends() -> (Backend, Backend) {
@@ -21,18 +19,8 @@ fn two_backends() -> (Backend, Backend) {
 }
 
 fn proxy_to(name: &str, port: u16, named: &Named) -> Proxy {
-    Proxy::start(&format!(
-        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n{UNLIMITED}\
-         dns = {{ servers = ['{}'], timeout = '500ms', min_ttl = '1s' }}\n\
-         [[route]]\nsni = 'a.test'\nto = '{name}.backend.test:{port}'\n",
-        named.addr()
-    ))
-}
-
-fn await_outcome(proxy: &Proxy, expected: &Outcome) {
-    until(&format!("{expected:?}"), FOLLOW, || {
-        (probe(proxy.addr(), &to("a.test")) == *expected).then_some(())
-    });
+    let settings = "timeout = '500ms', min_ttl = '1s'";
+    proxy_asking(named.addr(), settings, &format!("{name}.backend.test:{port}"))
 }
 
 #[test]
@@ -41,9 +29,12 @@ fn changed_addresses_are_followed_and_the_last_ones_outlive_the_nameserver() {
     let mut named = Named::start(&[("svc", loopback(11))]);
     let proxy = proxy_to("svc", one.addr().port(), &named);
     await_outcome(&proxy, &served("one"));
+    let mut first = held(Ipv4Addr::LOCALHOST, proxy.addr(), &to("a.test"));
     named.replace(&[("svc", loopback(12))]);
     await_outcome(&proxy, &served("two"));
     assert_eq!(probe(proxy.addr(), &to("a.test")), served("two"), "and not back again");
+    assert_served(&mut first);
+    let port = named.addr().port();
     drop(named);
     // Several times the life of the last answer, in which refreshing it fails.
     let start = Instant::now();
@@ -54,7 +45,10 @@ fn changed_addresses_are_followed_and_the_last_ones_outlive_the_nameserver() {
         // The pace of a client; what is tested is that four seconds go by.
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(proxy.metrics().sum("portcullis_dns_lookups_total", &[]) >= 2.0);
+    assert!(proxy.metrics().sum("portcullis_dns_lookups_total", &[("result", "failed")]) >= 1.0);
+    let _back = Named::at(port, "svc IN A 127.0.0.11\n");
+    await_outcome(&proxy, &served("one"));
+    assert_served(&mut first);
     drop((one, two));
 }
 
@@ -102,4 +96,30 @@ fn a_nameserver_that_says_nothing_keeps_nobody_from_starting() {
     let (took, outcome) = timed(|| probe(proxy.addr(), &to("a.test")));
     assert_eq!(outcome, Outcome::Alert(80));
     assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_nameserver_that_stands_still_costs_nothing_and_is_believed_when_it_answers_late() {
+    let (one, two) = two_backends();
+    let mut named = Named::start(&[("svc", loopback(11))]);
+    let proxy = proxy_to("svc", one.addr().port(), &named);
+    await_outcome(&proxy, &served("one"));
+    named.replace(&[("svc", loopback(12))]);
+    named.stand_still();
+    let failed = || proxy.metrics().sum("portcullis_dns_lookups_total", &[("result", "failed")]);
+    let before = failed();
+    // Three tries of half a second each.
+    until("a look-up that nobody answered", FOLLOW, || {
+        let (took, outcome) = timed(|| probe(proxy.addr(), &to("a.test")));
+        assert!(matches!(outcome, Outcome::Served(_)), "{outcome:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        (failed() > before).then_some(())
+    });
+    // What it was asked long ago it answers now, too late, and then what it is asked again.
+    named.go_on();
+    await_outcome(&proxy, &served("two"));
+    for _ in 0..10 {
+        assert_eq!(probe(proxy.addr(), &to("a.test")), served("two"));
+    }
+    drop(two);
 }

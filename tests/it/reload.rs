@@ -12,7 +12,7 @@ use crate::support::client::{End, Outcome, connect, free_port, held, probe, read
 use crate::support::hello::to;
 use crate::support::load::Load;
 use crate::support::metrics::Metrics;
-use crate::support::programs::Named;
+use crate::support::named::Named;
 use crate::support::proxy::{Proxy, on_config, on_file};
 use crate::support::{Random, SOON, UNLIMITED, until, wait_for};
 

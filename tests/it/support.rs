@@ -2,10 +2,12 @@
 
 pub(crate) mod backend;
 pub(crate) mod client;
+pub(crate) mod dns;
 pub(crate) mod headers;
 pub(crate) mod hello;
 pub(crate) mod load;
 pub(crate) mod metrics;
+pub(crate) mod named;
 pub(crate) mod netns;
 pub(crate) mod pattern;
 pub(crate) mod process;

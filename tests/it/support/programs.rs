@@ -1,4 +1,4 @@
-//! Real servers and clients: nginx, named, and what curl, openssl and python say.
+//! Real servers and clients: nginx, HAProxy, and what curl, openssl and python say.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use rcgen::{CertificateParams, DnType, KeyPair};
-use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::SOON;
@@ -41,15 +40,6 @@ pub(crate) struct Haproxy {
 
 /// Where Debian's packages have the stream module of nginx.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
-
-/// An authoritative nameserver for the zone `backend.test`, whose records live for a second.
-#[derive(Debug)]
-pub(crate) struct Named {
-    process: Process,
-    dir: TempDir,
-    addr: SocketAddr,
-    serial: u32,
-}
 
 impl Nginx {
     /// Starts one with a server block for each of `names`.
@@ -166,52 +156,8 @@ impl Haproxy {
     }
 }
 
-impl Named {
-    /// Starts one with these `A` records.
-    pub(crate) fn start(records: &[(&str, Ipv4Addr)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let at = dir.path().display();
-        let port = free_port();
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let config = format!(
-            "options {{ directory \"{at}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }};\n\
-             recursion no; pid-file \"{at}/pid\"; session-keyfile \"{at}/session.key\"; }};\n\
-             controls {{}};\n\
-             zone \"backend.test\" {{ type primary; file \"zone\"; notify no; }};\n"
-        );
-        std::fs::write(dir.path().join("named.conf"), config).unwrap();
-        write_zone(&dir, 1, records);
-        let mut command = Command::new("named");
-        command.args(["-g", "-n", "1", "-c"]).arg(dir.path().join("named.conf"));
-        let mut process = Process::start(&mut command, "bind9");
-        wait_port(&mut process, addr);
-        Self { process, dir, addr, serial: 1 }
-    }
-
-    pub(crate) fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    /// Replaces all records.
-    pub(crate) fn replace(&mut self, records: &[(&str, Ipv4Addr)]) {
-        self.serial += 1;
-        write_zone(&self.dir, self.serial, records);
-        self.process.signal(Signal::HUP);
-        let loaded = format!("zone backend.test/IN: loaded serial {}", self.serial);
-        until("the new zone", SOON, || self.process.stderr.contains(&loaded).then_some(()));
-    }
-}
-
-fn write_zone(dir: &TempDir, serial: u32, records: &[(&str, Ipv4Addr)]) {
-    let mut zone =
-        format!("$TTL 1\n@ IN SOA ns hostmaster ( {serial} 60 60 600 1 )\n@ IN NS ns\nns IN A 127.0.0.1\n");
-    for (name, ip) in records {
-        writeln!(zone, "{name} IN A {ip}").unwrap();
-    }
-    std::fs::write(dir.path().join("zone"), zone).unwrap();
-}
-
-fn wait_port(process: &mut Process, addr: SocketAddr) {
+/// Waits until a server accepts connections.
+pub(super) fn wait_port(process: &mut Process, addr: SocketAddr) {
     until("the server's port", SOON, || {
         if let Some(status) = process.exit() {
             panic!("the server ended with {status}: {:#?}", process.stderr.all());
