@@ -15,6 +15,7 @@ use crate::config::PassthroughConfig;
 use crate::net::{Moment, Place, Reactor, Socket, Timer, UpstreamAddr, connect};
 use crate::telemetry::{Family, Registry};
 
+pub mod balance;
 mod resolve;
 
 pub use resolve::{Answers, Failing, Found, LookupError, ResolveError, Resolver, Watched};
