@@ -30,6 +30,7 @@ mod resolve;
 mod schema;
 mod source;
 mod units;
+mod upstream;
 mod values;
 mod watch;
 
@@ -43,6 +44,7 @@ pub use lists::{ListFile, ListStamp};
 pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use schema::json_schema;
 pub use units::Rate;
+pub use upstream::{BackendConfig, Balance, ClientKey, EjectConfig, OnDown, QueueConfig, UpstreamConfig};
 pub use values::AdminAddrError;
 pub use watch::Watch;
 
@@ -53,6 +55,10 @@ pub struct Config {
     pub listeners: Vec<ListenerConfig>,
     /// The routes in file order; names are unique.
     pub routes: Vec<RouteConfig>,
+    /// The groups of backends that are named, by name, whether a route leads to them or not.
+    pub upstreams: Vec<Arc<UpstreamConfig>>,
+    /// The zone that this proxy stands in.
+    pub zone: Option<Arc<str>>,
     /// What happens to connections that no route takes.
     pub policies: Policies,
     /// Limits that act before any route is looked at.
@@ -151,8 +157,8 @@ pub enum ActionConfig {
 /// Where a passthrough route leads.
 #[derive(Clone, Debug)]
 pub struct PassthroughConfig {
-    /// Addresses to share connections over; never empty.
-    pub to: Vec<UpstreamAddr>,
+    /// The backends to share connections over; of several routes that name the same group, the same.
+    pub upstream: Arc<UpstreamConfig>,
     /// The PROXY header that they are sent first.
     pub proxy_protocol: Option<ProxyVersion>,
     /// Where it is written that they are connected to from the client's own address, if it is.
@@ -486,7 +492,7 @@ impl fmt::Display for ActionConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Passthrough(passthrough) => {
-                let to = passthrough.to.iter().map(ToString::to_string).collect::<Vec<_>>();
+                let to = passthrough.upstream.addresses().map(ToString::to_string).collect::<Vec<_>>();
                 f.write_str(&to.join(", "))
             }
             Self::Reject(with) => write!(f, "reject ({with})"),

@@ -261,7 +261,7 @@ impl Bound {
         let Self { config, file, workers, sockets, admin, inherited, program } = self;
         let access_log = open_access_log(&config.access_log, &registry)?;
         let mut resolver = Resolver::new(&config.dns, &registry);
-        let snapshot = Snapshot::new(&config, &mut resolver, &registry);
+        let snapshot = Snapshot::new(&config, None, &mut resolver, &registry);
         resolver.start(control.handle())?;
         let budget = Budget::new(&config, workers, sockets.len());
         budget.publish(&registry);
@@ -333,6 +333,7 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
         info!(signal, "stopped before it served");
         return Ok(());
     }
+    live.keep_pools();
     let (requests, mut asked) = channel(REQUESTS);
     spawn_upkeep(control, &live, &requests);
     let admin = admin.map(|admin| {

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Histogram};
-use serde_json::Value;
 
 use crate::config::{ActionConfig, Config, Timeouts};
 use crate::guard::Acl;
 use crate::net::{IdleLimits, ProxyVersion};
-use crate::route::{Route, RouteId, RouteTable};
+use crate::route::{RouteId, RouteTable};
 use crate::telemetry::{Family, Registry};
-use crate::upstream::{Resolver, Upstream};
+use crate::upstream::{Pools, Resolver, Upstream};
 
 const RECEIVED: Family = Family {
     name: "portcullis_received_bytes_total",
@@ -40,6 +39,8 @@ const NO_ROUTE: &str = "none";
 pub struct Snapshot {
     /// The routes.
     pub table: RouteTable,
+    /// The groups of backends.
+    pub pools: Pools,
     /// Deadlines of the stages before a route is known.
     pub timeouts: Timeouts,
     /// The largest hello accepted, in bytes on the wire.
@@ -90,18 +91,27 @@ pub struct Traffic {
 }
 
 impl Snapshot {
-    /// The snapshot of `config`; backends by name are asked of `resolver`, which is not started here.
-    pub fn new(config: &Config, resolver: &mut Resolver, registry: &Registry) -> Self {
+    /// The snapshot of `config`, with what the pools of another one know; backends by name are asked of `resolver`,
+    /// which is not started here, nor are the pools.
+    pub fn new(
+        config: &Config,
+        before: Option<&Pools>,
+        resolver: &mut Resolver,
+        registry: &Arc<Registry>,
+    ) -> Self {
+        let pools = Pools::new(config, before, resolver, registry);
         let live = config.routes.iter().map(|route| {
             let backends = match &route.action {
-                ActionConfig::Passthrough(passthrough) => Some(Backends {
-                    upstream: Upstream::new(&route.name, passthrough, resolver, registry),
-                    proxy_protocol: passthrough.proxy_protocol,
-                    idle: IdleLimits {
-                        open: passthrough.idle_timeout,
-                        half_closed: passthrough.half_closed_timeout,
-                    },
-                }),
+                ActionConfig::Passthrough(passthrough) => {
+                    pools.find(&passthrough.upstream.name).map(|pool| Backends {
+                        upstream: Upstream::new(pool, passthrough),
+                        proxy_protocol: passthrough.proxy_protocol,
+                        idle: IdleLimits {
+                            open: passthrough.idle_timeout,
+                            half_closed: passthrough.half_closed_timeout,
+                        },
+                    })
+                }
                 ActionConfig::Reject(_) => None,
             };
             LiveRoute { traffic: Arc::new(Traffic::new(&route.name, registry)), backends }
@@ -115,6 +125,7 @@ impl Snapshot {
             behind.map(|listener| (Arc::clone(&listener.name), Acl::new(&listener.proxy_protocol, &[])));
         Self {
             live: live.collect(),
+            pools,
             trusted: trusted.collect(),
             wants_ja4: config.access_log.ja4 || table.wants_ja4(),
             tells_ja4: config.access_log.ja4,
@@ -129,16 +140,6 @@ impl Snapshot {
     /// What belongs to a route of [`Self::table`].
     pub fn live(&self, id: RouteId) -> Option<&LiveRoute> {
         self.live.get(id.index())
-    }
-
-    /// The backends of all routes as objects, in file order.
-    pub fn upstreams(&self) -> Vec<Value> {
-        let routes = self.table.routes().iter().zip(&self.live);
-        let upstream = |(route, live): (&Route, &LiveRoute)| {
-            let backends = live.backends.as_ref()?.upstream.to_json();
-            Some(serde_json::json!({ "route": &*route.config.name, "backends": backends }))
-        };
-        routes.filter_map(upstream).collect()
     }
 
     /// The counters for connections without a route.

@@ -105,7 +105,7 @@ pub(super) async fn answer(
         }
         Resource::Config => ok(&state.serving.load().to_json()),
         Resource::Routes => ok(&json!({ "routes": state.shared.snapshot.load().table.to_json() })),
-        Resource::Upstreams => ok(&json!({ "upstreams": state.shared.snapshot.load().upstreams() })),
+        Resource::Upstreams => ok(&json!({ "upstreams": state.shared.snapshot.load().pools.to_json() })),
         Resource::Connections => connections(request.uri().query(), state).await,
         Resource::Connection(number) => match state.shared.workers.close(number).await {
             Some(connection) => ok(&json!({ "closed": connection })),

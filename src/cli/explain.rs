@@ -190,7 +190,7 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
     match decision {
         Decision::Route(route) => match route.action() {
             ActionConfig::Passthrough(passthrough) => {
-                let backends: Vec<_> = passthrough.to.iter().map(ToString::to_string).collect();
+                let backends: Vec<_> = passthrough.upstream.addresses().map(ToString::to_string).collect();
                 let _ = writeln!(
                     out,
                     "backends  {} in turn, the next one when a connect fails",

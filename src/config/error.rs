@@ -55,6 +55,8 @@ pub enum ErrorKind {
     UnknownListener,
     /// A route that does not exist.
     UnknownRoute,
+    /// An upstream that does not exist.
+    UnknownUpstream,
     /// Two things with the same name.
     DuplicateName,
     /// Two routes that match the same thing.
@@ -92,7 +94,7 @@ enum Where {
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Io,
         Self::TooLarge,
         Self::Encoding,
@@ -110,6 +112,7 @@ impl ErrorKind {
         Self::BadInclude,
         Self::UnknownListener,
         Self::UnknownRoute,
+        Self::UnknownUpstream,
         Self::DuplicateName,
         Self::DuplicateRoute,
         Self::DuplicateValue,
@@ -137,6 +140,7 @@ impl ErrorKind {
             Self::BadInclude => "bad-include",
             Self::UnknownListener => "unknown-listener",
             Self::UnknownRoute => "unknown-route",
+            Self::UnknownUpstream => "unknown-upstream",
             Self::DuplicateName => "duplicate-name",
             Self::DuplicateRoute => "duplicate-route",
             Self::DuplicateValue => "duplicate-value",

@@ -6,8 +6,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::account::{GroupEntry, UserEntry};
-use super::decode::{Either, OneOrMany, Tables, Whole, shape};
+use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
+use super::source::Place;
 use super::units::{Bandwidth, ByteSize, Rate};
+use super::upstream::{BalanceWord, ClientKey, OnDown, Percent, UpstreamName, ZoneName};
 use super::values::{
     AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord,
     ReloadOn, RouteName, SniWord, TestProtocol, VariableName, WordOr,
@@ -76,6 +78,10 @@ shape! {
         admin: Either<WordOr<Off, AdminAddr>, Admin>,
         /// Where the line a connection goes; a string is `to`.
         access_log: Either<LogTarget, AccessLog>,
+        /// The zone that this proxy stands in; backends of the same are preferred.
+        zone: ZoneName,
+        /// Groups of backends that routes lead to.
+        upstream: Tables<Upstream>,
         /// What matches, and what becomes of it.
         route: Tables<Route>,
         /// Made-up connections and what must become of them; run by `check` and before every start.
@@ -239,6 +245,94 @@ shape! {
 }
 
 shape! {
+    /// A group of backends.
+    struct Upstream {
+        /// The name that routes, logs and metrics use.
+        name: UpstreamName = required,
+        /// Backends: `host:port`, `unix:/path`, or tables of an `address` and what there is to say of it.
+        to: OneOrMany<Either<UpstreamAddr, Backend>> = required,
+        /// How a backend is chosen: `round_robin`, `least_connections`, `p2c`, `random`, `first` or `hash`.
+        balance: Either<BalanceWord, Balance>,
+        /// How long a client stays with its backend after its last connection.
+        sticky: Either<WordOr<Off, Duration>, Sticky>,
+        /// In how much time a backend that comes, or comes back, gets up to its share.
+        slow_start: WordOr<Off, Duration>,
+        /// The most connections that a backend has at once.
+        max_connections: WordOr<Off, Whole<1, { u32::MAX }>>,
+        /// Where connections wait while all backends have as many as they may; a number is `size`.
+        queue: Either<WordOr<Off, Whole<1, 65_536>>, Queue>,
+        /// When backends that fail are passed over; a number is `failures`.
+        eject: Either<WordOr<Off, Whole<1, 1000>>, Eject>,
+        /// What becomes of the connections of a backend that goes down: `leave` or `close`.
+        on_down: OnDown,
+        /// Attempts to connect beyond the first, as a part of all connections.
+        retry_budget: WordOr<Off, Percent>,
+    }
+}
+
+shape! {
+    /// A backend.
+    struct Backend {
+        /// Where it is: `host:port`, or `unix:/path`.
+        address: UpstreamAddr = required,
+        /// Its share beside the others; with 0 it gets no new connections.
+        weight: Whole<0, 256>,
+        /// Backends of a higher tier get connections only while none of a lower one is available.
+        tier: Whole<1, 16>,
+        /// The zone that it stands in.
+        zone: ZoneName,
+        /// The most connections that it has at once.
+        max_connections: WordOr<Off, Whole<1, { u32::MAX }>>,
+    }
+}
+
+shape! {
+    /// How a backend is chosen.
+    struct Balance {
+        /// `round_robin`, `least_connections`, `p2c`, `random`, `first` or `hash`.
+        by: BalanceWord = required,
+        /// With `hash`: by what clients are told apart, `source` or `sni`.
+        on: ClientKey,
+        /// With `hash`: the most that a backend may have of its fair share, from `"101%"`.
+        load: Percent,
+    }
+}
+
+shape! {
+    /// Clients that stay with their backend.
+    struct Sticky {
+        /// By what they are told apart: `source` or `sni`.
+        on: ClientKey,
+        /// For how long after the last connection.
+        r#for: Duration = required,
+    }
+}
+
+shape! {
+    /// Where connections wait for a backend with room.
+    struct Queue {
+        /// How many may wait.
+        size: Whole<1, 65_536> = required,
+        /// How long one may; `"5s"` if left out.
+        timeout: Duration,
+    }
+}
+
+shape! {
+    /// When a backend is passed over for what connections to it came to.
+    struct Eject {
+        /// After so many failures in a row; 5 if left out.
+        failures: Whole<1, 1000>,
+        /// For how long the first time; `"10s"` if left out. Longer each time after.
+        r#for: Duration,
+        /// The most that may be passed over, as a part of the group; `"50%"` if left out.
+        at_most: Percent,
+        /// A connect that takes longer is a failure, too; `"1s"` if left out.
+        slow: WordOr<Off, Duration>,
+    }
+}
+
+shape! {
     /// What matches, and what becomes of it.
     struct Route {
         /// A name for logs and metrics; made from what the route matches if left out.
@@ -255,8 +349,26 @@ shape! {
         listener: OneOrMany<ListenerName>,
         /// What the first bytes are: `tls`, `http`, `ssh`, `unknown`, `silent`, or `any` (all but `silent`).
         protocol: OneOrMany<ProtocolWord>,
-        /// Backends: `host:port`, or `unix:/path`.
-        to: OneOrMany<UpstreamAddr>,
+        /// Backends: `host:port`, `unix:/path`, or tables of an `address` and what there is to say of it.
+        to: OneOrMany<Either<UpstreamAddr, Backend>>,
+        /// The `[[upstream]]` that it leads to, in place of `to`.
+        upstream: UpstreamName,
+        /// How a backend is chosen: `round_robin`, `least_connections`, `p2c`, `random`, `first` or `hash`.
+        balance: Either<BalanceWord, Balance>,
+        /// How long a client stays with its backend after its last connection.
+        sticky: Either<WordOr<Off, Duration>, Sticky>,
+        /// In how much time a backend that comes, or comes back, gets up to its share.
+        slow_start: WordOr<Off, Duration>,
+        /// The most connections that a backend has at once.
+        max_connections: WordOr<Off, Whole<1, { u32::MAX }>>,
+        /// Where connections wait while all backends have as many as they may; a number is `size`.
+        queue: Either<WordOr<Off, Whole<1, 65_536>>, Queue>,
+        /// When backends that fail are passed over; a number is `failures`.
+        eject: Either<WordOr<Off, Whole<1, 1000>>, Eject>,
+        /// What becomes of the connections of a backend that goes down: `leave` or `close`.
+        on_down: OnDown,
+        /// Attempts to connect beyond the first, as a part of all connections.
+        retry_budget: WordOr<Off, Percent>,
         /// Refuse the connection, and how.
         reject: RejectWith,
         /// The version of the PROXY header that backends are sent first: `v1` or `v2`.
@@ -321,5 +433,61 @@ shape! {
         to: OneOrMany<UpstreamAddr>,
         /// How it is refused.
         reject: RejectWith,
+    }
+}
+
+/// What a group of backends says of all of them, be it written in an `[[upstream]]` or in a route.
+pub(super) struct PoolKeys<'f> {
+    pub(super) to: &'f Setting<OneOrMany<Either<UpstreamAddr, Backend>>>,
+    pub(super) balance: &'f Setting<Either<BalanceWord, Balance>>,
+    pub(super) sticky: &'f Setting<Either<WordOr<Off, Duration>, Sticky>>,
+    pub(super) slow_start: &'f Setting<WordOr<Off, Duration>>,
+    pub(super) max_connections: &'f Setting<WordOr<Off, Whole<1, { u32::MAX }>>>,
+    pub(super) queue: &'f Setting<Either<WordOr<Off, Whole<1, 65_536>>, Queue>>,
+    pub(super) eject: &'f Setting<Either<WordOr<Off, Whole<1, 1000>>, Eject>>,
+    pub(super) on_down: &'f Setting<OnDown>,
+    pub(super) retry_budget: &'f Setting<WordOr<Off, Percent>>,
+}
+
+/// For both shapes that have these keys.
+macro_rules! pool_keys {
+    ($shape:ty, $($key:ident),*) => {
+        impl $shape {
+            pub(super) fn pool_keys(&self) -> PoolKeys<'_> {
+                PoolKeys { $( $key: &self.$key, )* }
+            }
+        }
+    };
+}
+pool_keys!(Upstream, to, balance, sticky, slow_start, max_connections, queue, eject, on_down, retry_budget);
+pool_keys!(Route, to, balance, sticky, slow_start, max_connections, queue, eject, on_down, retry_budget);
+
+impl PoolKeys<'_> {
+    /// Those beside `to` that are there, with where they are.
+    pub(super) fn written(&self) -> impl Iterator<Item = (&'static str, &Place)> {
+        let all = [
+            ("balance", self.balance.place()),
+            ("sticky", self.sticky.place()),
+            ("slow_start", self.slow_start.place()),
+            ("max_connections", self.max_connections.place()),
+            ("queue", self.queue.place()),
+            ("eject", self.eject.place()),
+            ("on_down", self.on_down.place()),
+            ("retry_budget", self.retry_budget.place()),
+        ];
+        all.into_iter().filter_map(|(key, place)| Some((key, place?)))
+    }
+
+    /// Whether one of them cannot be used.
+    pub(super) fn any_bad(&self) -> bool {
+        self.to.is_bad()
+            || self.balance.is_bad()
+            || self.sticky.is_bad()
+            || self.slow_start.is_bad()
+            || self.max_connections.is_bad()
+            || self.queue.is_bad()
+            || self.eject.is_bad()
+            || self.on_down.is_bad()
+            || self.retry_budget.is_bad()
     }
 }

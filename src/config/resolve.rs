@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::decode::{At, Either, Setting};
 use super::error::{ConfigError, ConfigErrors, ErrorKind};
-use super::file::{Admin, File, Limit, Listener, Route, Test};
+use super::file::{Admin, File, Limit, Listener, Route, Test, Upstream};
 use super::source::{Place, Sources};
 use super::values::{Off, WordOr};
 use super::{AdminAddr, Config, Effective, Origin};
@@ -16,6 +16,7 @@ mod listeners;
 mod routes;
 mod settings;
 mod transparent;
+mod upstreams;
 
 /// Resolves everything that was read.
 pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
@@ -24,7 +25,8 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
     let input = Input { files, incomplete, top };
     let listeners = listeners::resolve(&input, &mut out);
     let mut settings = settings::resolve(&input, &listeners, &mut out);
-    let routes = routes::resolve(&input, &listeners, &settings.timeouts, &mut out);
+    let (upstreams, zone) = upstreams::resolve(&input, &listeners, &mut out);
+    let routes = routes::resolve(&input, &listeners, &settings.timeouts, &upstreams, &mut out);
     settings.limits.by_source.extend(limits::resolve(&input, &listeners, &routes, &mut out));
     let tests = cases::resolve(&input, &listeners, &routes, &mut out);
     if damaged {
@@ -36,6 +38,8 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
     Ok(Config {
         listeners,
         routes: routes.found,
+        upstreams: upstreams.into_sorted(),
+        zone,
         policies: settings.policies,
         limits: settings.limits,
         timeouts: settings.timeouts,
@@ -109,6 +113,10 @@ impl Input {
 
     fn routes(&self) -> impl Iterator<Item = &At<Route>> {
         self.files.iter().flat_map(|file| file.route.tables())
+    }
+
+    fn upstreams(&self) -> impl Iterator<Item = &At<Upstream>> {
+        self.files.iter().flat_map(|file| file.upstream.tables())
     }
 
     fn limits(&self) -> impl Iterator<Item = &At<Limit>> {

@@ -169,7 +169,7 @@ fn the_routes_of_the_example_resolve_to_what_they_say() {
     assert_eq!(app.keys, [exact("app.example.com")]);
     assert_eq!(app.origin.to_string(), "test.toml:20");
     let ActionConfig::Passthrough(to) = &app.action else { panic!("passed through") };
-    assert_eq!(to.to, ["10.0.0.11:443".parse().unwrap()]);
+    assert!(to.upstream.addresses().eq([&"10.0.0.11:443".parse().unwrap()]));
     assert_eq!((to.connect_timeout, to.idle_timeout, to.half_closed_timeout), (secs(3), secs(600), secs(60)));
     assert_eq!(git.keys[0], exact("git.example.com"));
     assert_eq!(git.keys[1].to_string(), "*.git.example.com");
@@ -180,7 +180,7 @@ fn the_routes_of_the_example_resolve_to_what_they_say() {
     assert_eq!(git.conditions.alpn.as_ref().unwrap()[1].as_ref(), b"http/1.1");
     assert_eq!(git.conditions.from.as_deref(), Some(&[net("10.0.0.0/8")][..]));
     let ActionConfig::Passthrough(to) = &git.action else { panic!("passed through") };
-    assert_eq!((to.to.len(), to.idle_timeout), (3, secs(3600)));
+    assert_eq!((to.upstream.backends.len(), to.idle_timeout), (3, secs(3600)));
     assert_eq!(no_sni.keys, [RouteKey::NoSni]);
     assert!(matches!(no_sni.action, ActionConfig::Reject(RejectWith::Close)));
     assert_eq!(ssh.keys, [RouteKey::Protocol(Protocol::Ssh), RouteKey::Protocol(Protocol::Silent)]);
@@ -520,7 +520,19 @@ fn the_schema_declares_every_key() {
     let mut keys = Vec::new();
     schema_keys(&schema, "", &mut keys);
     keys.sort();
+    // What may stand alone or in an array is there for both.
+    keys.dedup();
+    let of_pools = [
+        file::Backend::KEYS.len(),
+        file::Balance::KEYS.len(),
+        file::Sticky::KEYS.len(),
+        file::Queue::KEYS.len(),
+        file::Eject::KEYS.len(),
+    ];
     let own = [
+        // Below `route` and below `upstream`.
+        2 * of_pools.iter().sum::<usize>(),
+        file::Upstream::KEYS.len(),
         file::File::KEYS.len(),
         file::Listener::KEYS.len(),
         file::Timeouts::KEYS.len(),

@@ -220,11 +220,11 @@ mod tests {
     use crate::upstream::Resolver;
 
     /// What one worker needs to serve, with room for one connection.
-    fn worker(config: &Config, registry: &Registry) -> (Rc<Context>, Arc<ListenerContext>) {
+    fn worker(config: &Config, registry: &Arc<Registry>) -> (Rc<Context>, Arc<ListenerContext>) {
         let (workers, inboxes) = Workers::new(1);
         let mut resolver = Resolver::new(&config.dns, registry);
         let shared = Shared {
-            snapshot: ArcSwap::from_pointee(Snapshot::new(config, &mut resolver, registry)),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(config, None, &mut resolver, registry)),
             guard: ArcSwap::from_pointee(Guard::new(&config.limits, 1, registry)),
             access_log: ArcSwap::from_pointee(AccessLog::open(&config.access_log, registry).unwrap()),
             draining: CancellationToken::new(),
@@ -268,7 +268,7 @@ mod tests {
             log.display()
         );
         let config = Config::parse(Path::new("test.toml"), &text).unwrap();
-        let registry = Registry::new().unwrap();
+        let registry = Arc::new(Registry::new().unwrap());
         let (cx, listener) = worker(&config, &registry);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(LocalSet::new().run_until(async {

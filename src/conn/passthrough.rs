@@ -14,9 +14,10 @@ use super::refuse::{Refusal, alert, refuse};
 use super::termination::{Cause, Stage, Termination};
 use crate::guard::ConnPermit;
 use crate::net::{Direction, Meter, Relay, RelayEnd, Socket, Timer, reset_on_close};
+use crate::peek::ServerName;
 use crate::route::RouteId;
 use crate::snapshot::Snapshot;
-use crate::upstream::{ConnectError, ConnectFailure};
+use crate::upstream::{Caller, ConnectError, ConnectFailure};
 
 /// A connection with its backend.
 pub(super) struct Established<'a> {
@@ -67,9 +68,15 @@ pub(super) async fn connect<'a>(
         // In one piece with the hello: one write, and one segment for the backend.
         said.splice(..0, record.header(version, destination));
     }
-    match backends.upstream.connect(&said, record.client().ip(), &cx.reactor, timer).await {
+    let connected = {
+        let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();
+        let server_name = server_name.as_ref().map(ServerName::as_str);
+        let caller = Caller { client: record.client().ip(), server_name };
+        backends.upstream.connect(&said, caller, &cx.reactor, timer).await
+    };
+    match connected {
         Ok(connection) => {
-            record.connected(connection.endpoint, connection.took);
+            record.connected(connection.lease, connection.took);
             record.meter().written(Direction::Up, connection.sent, false);
             let left = said.get(connection.sent..).unwrap_or_default().into();
             let throttle = counted.0.throttle(Instant::now());
@@ -79,12 +86,13 @@ pub(super) async fn connect<'a>(
         }
         Err(ConnectFailure { error, endpoint }) => {
             let source = error.source().map(ToString::to_string);
+            let name = endpoint.as_ref().map(|endpoint| &*endpoint.name);
             match error {
                 // Ours, and more than this connection will feel it.
                 ConnectError::Resource(_) if cx.tells_trouble() => {
-                    warn!(%error, source, endpoint = endpoint.as_deref(), "no connection to a backend");
+                    warn!(%error, source, endpoint = name, "no connection to a backend");
                 }
-                _ => debug!(%error, source, endpoint = endpoint.as_deref(), "no connection to a backend"),
+                _ => debug!(%error, source, endpoint = name, "no connection to a backend"),
             }
             record.tried(endpoint);
             let refusal = if tls { Refusal::Alert(alert::INTERNAL_ERROR) } else { Refusal::Close };

@@ -22,6 +22,7 @@ use crate::guard::Rejection;
 use crate::net::{Announcement, Direction, Meter, Opening, ProxyVersion};
 use crate::peek::{Alpn, Detector, Ja4, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
+use crate::upstream::{Endpoint, Lease};
 
 /// The story of a connection. Dropped without an end, it was forced.
 #[derive(Debug)]
@@ -72,9 +73,9 @@ enum Reached {
     /// This limit of its route kept it from one.
     Limit(Arc<str>),
     /// None could be connected to; this one was tried last.
-    Tried(Arc<str>),
-    /// It was connected, after so long.
-    Backend(Arc<str>, Duration),
+    Tried(Arc<Endpoint>),
+    /// It was connected, after so long; the endpoint counts it until the end.
+    Backend(Lease, Duration),
 }
 
 /// Bytes from and to the client.
@@ -124,6 +125,11 @@ impl ConnRecord {
     /// Its place among the open connections of the worker.
     pub(super) fn place(&self) -> Place {
         self.place
+    }
+
+    /// The server name that the client asks for.
+    pub(super) fn server_name(&self) -> Option<ServerName> {
+        self.story().sni.clone()
     }
 
     fn story(&self) -> RefMut<'_, Story> {
@@ -204,14 +210,14 @@ impl ConnRecord {
         self.story().stage = Stage::Connect;
     }
 
-    pub(super) fn connected(&mut self, backend: Arc<str>, took: Duration) {
+    pub(super) fn connected(&mut self, lease: Lease, took: Duration) {
         let mut story = self.story();
         story.stage = Stage::Relay;
-        story.reached = Reached::Backend(backend, took);
+        story.reached = Reached::Backend(lease, took);
     }
 
     /// No backend could be connected to; this one was tried last.
-    pub(super) fn tried(&mut self, backend: Option<Arc<str>>) {
+    pub(super) fn tried(&mut self, backend: Option<Arc<Endpoint>>) {
         self.story().reached = backend.map_or(Reached::Nothing, Reached::Tried);
     }
 
@@ -280,9 +286,12 @@ impl Story {
         let (limit, backend, took) = match &self.reached {
             Reached::Nothing => (None, None, None),
             Reached::Limit(limit) => (Some(&**limit), None, None),
-            Reached::Tried(backend) => (None, Some(&**backend), None),
-            Reached::Backend(backend, took) => (None, Some(&**backend), Some(*took)),
+            Reached::Tried(endpoint) => (None, Some(endpoint), None),
+            Reached::Backend(lease, took) => (None, Some(lease.endpoint()), Some(*took)),
         };
+        // Of one that is written as an address there is no more to say.
+        let address = backend.map(|endpoint| endpoint.target.to_string());
+        let address = address.filter(|address| backend.is_some_and(|backend| *backend.name != **address));
         Line {
             time: format_time(duration),
             id: id(self.id),
@@ -297,7 +306,8 @@ impl Story {
             action: self.action.as_str(),
             reason: end.and_then(|end| end.reason),
             limit,
-            backend,
+            backend: backend.map(|endpoint| &*endpoint.name),
+            address,
             connect_ms: took.map(milliseconds),
             duration_ms: milliseconds(duration),
             bytes_in: counts.received.get(),
@@ -398,6 +408,7 @@ pub(super) fn tell_rejection(
         reason: end.reason,
         limit: rejection.limit().map(|name| &**name),
         backend: None,
+        address: None,
         connect_ms: None,
         duration_ms: 0.0,
         bytes_in: 0,
@@ -429,6 +440,9 @@ struct Line<'a> {
     reason: Option<&'static str>,
     limit: Option<&'a str>,
     backend: Option<&'a str>,
+    /// Where that is, when its name does not say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
     connect_ms: Option<f64>,
     duration_ms: f64,
     bytes_in: u64,

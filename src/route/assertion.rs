@@ -85,7 +85,9 @@ fn holds(expect: &Expectation, decision: &Decision<'_>) -> bool {
     action
         && expect.route.as_ref().is_none_or(|name| route.is_some_and(|route| route.config.name == *name))
         && expect.reject.is_none_or(|with: RejectWith| reject == Some(with))
-        && expect.to.iter().all(|addr| passthrough.is_some_and(|passthrough| passthrough.to.contains(addr)))
+        && expect.to.iter().all(|addr| {
+            passthrough.is_some_and(|passthrough| passthrough.upstream.addresses().any(|to| to == addr))
+        })
 }
 
 impl fmt::Display for Decision<'_> {
@@ -95,7 +97,7 @@ impl fmt::Display for Decision<'_> {
                 match route.action() {
                     ActionConfig::Passthrough(passthrough) => {
                         f.write_str("passthrough to ")?;
-                        for (index, addr) in passthrough.to.iter().enumerate() {
+                        for (index, addr) in passthrough.upstream.addresses().enumerate() {
                             write!(f, "{}{addr}", if index == 0 { "" } else { ", " })?;
                         }
                     }

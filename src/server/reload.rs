@@ -27,7 +27,7 @@ use crate::handover::{Program, Successor};
 use crate::service;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
-use crate::upstream::Resolver;
+use crate::upstream::{Keepers, Resolver};
 
 const RELOADS: Family = Family {
     name: "portcullis_config_reloads_total",
@@ -56,6 +56,8 @@ pub(super) struct Live {
     /// The settings that hold until the process ends, as they were at its start.
     fixed: Vec<Effective>,
     resolver: Resolver,
+    /// What keeps its pools up to date.
+    keepers: Option<Keepers>,
     pub(super) listening: Listening,
     pub(super) admin: Option<AdminSocket>,
     workers: usize,
@@ -103,7 +105,21 @@ impl Live {
         metrics.taken_now();
         let fixed = config::fixed(&config.effective);
         let serving = Arc::new(ArcSwap::from_pointee(Generation { number: 1, config }));
-        Self { file, serving, fixed, resolver, listening, admin, workers, shared, registry, runtime, metrics }
+        let keepers = None;
+        Self {
+            file,
+            serving,
+            fixed,
+            resolver,
+            keepers,
+            listening,
+            admin,
+            workers,
+            shared,
+            registry,
+            runtime,
+            metrics,
+        }
     }
 
     /// The file of the configuration, if it is from one.
@@ -129,6 +145,15 @@ impl Live {
             _ = timeout(patience, self.resolver.first_answers()) => None,
             signal = signals.stop() => Some(signal),
         }
+    }
+
+    /// Brings the pools that serve up to date, and keeps them so.
+    pub(super) fn keep_pools(&mut self) {
+        let snapshot = self.shared.snapshot.load();
+        // Those of the generation before may not have the last word.
+        self.keepers = None;
+        snapshot.pools.refresh();
+        self.keepers = Some(snapshot.pools.keep(&self.runtime));
     }
 
     /// Reads the configuration again and serves by it, or says why not and goes on as before. Dropped before
@@ -158,13 +183,14 @@ impl Live {
     async fn prepare(&self) -> Result<Next, StartError> {
         let file = self.file.clone().ok_or(StartError::NoFile)?;
         let (registry, dns) = (Arc::clone(&self.registry), self.resolver.answers());
+        let before = self.shared.snapshot.load_full();
         // Large configurations take their time, and the control runtime has one thread.
         let built = tokio::task::spawn_blocking(move || {
             let config = Config::load(&file)?;
             run_assertions(&config)?;
             probe_transparent(&config)?;
             let mut resolver = Resolver::new(&config.dns, &registry);
-            let snapshot = Snapshot::new(&config, &mut resolver, &registry);
+            let snapshot = Snapshot::new(&config, Some(&before.pools), &mut resolver, &registry);
             resolver.begin_with(&dns);
             Ok::<_, StartError>((config, snapshot, resolver))
         });
@@ -199,7 +225,10 @@ impl Live {
         if let Some(access_log) = access_log {
             self.shared.access_log.store(Arc::new(access_log));
         }
+        // Before anybody chooses by them.
+        snapshot.pools.refresh();
         let retired = self.shared.snapshot.swap(Arc::new(snapshot));
+        self.keep_pools();
         self.runtime.spawn(retire(retired));
         self.listening.change(&config, sockets);
         self.resolver = resolver;

@@ -203,8 +203,10 @@ fn without_a_port_left_clients_are_refused_at_once_and_the_backend_is_not_blamed
         host.run(|| {
             let metrics = proxy.metrics();
             let failures = |reason| {
-                metrics
-                    .sum("portcullis_upstream_connect_failures_total", &[("route", "r"), ("reason", reason)])
+                metrics.sum(
+                    "portcullis_upstream_connect_failures_total",
+                    &[("upstream", "r"), ("reason", reason)],
+                )
             };
             assert!(failures("resource") >= (CLIENTS - PORTS) as f64, "{}", failures("resource"));
             assert!(failures("refused") + failures("timeout") < 0.5, "the backend is blamed");

@@ -142,7 +142,11 @@ fn metrics_have_the_exact_counts() {
     count("portcullis_sent_bytes_total", &[("route", "app")], answers as f64);
     count("portcullis_connection_duration_seconds_count", &[("route", "app")], 8.0);
     count("portcullis_clienthello_duration_seconds_count", &[], 13.0);
-    count("portcullis_upstream_connects_total", &[("route", "app"), ("backend", &backend.to_string())], 8.0);
+    count(
+        "portcullis_upstream_connects_total",
+        &[("upstream", "app"), ("backend", &backend.to_string())],
+        8.0,
+    );
     count("portcullis_accesslog_dropped_total", &[], 0.0);
     count("portcullis_accept_errors_total", &[], 0.0);
     let metrics = proxy.metrics();

@@ -55,9 +55,10 @@ fn two_backends_take_turns() {
     }
     assert_eq!((one.hits(), two.hits()), (20, 20));
     let connects = |backend: &Backend| {
-        proxy
-            .metrics()
-            .sum("portcullis_upstream_connects_total", &[("route", "r"), ("backend", &backend.to_string())])
+        proxy.metrics().sum(
+            "portcullis_upstream_connects_total",
+            &[("upstream", "r"), ("backend", &backend.to_string())],
+        )
     };
     assert!((connects(&one) - 20.0).abs() < 0.5 && (connects(&two) - 20.0).abs() < 0.5);
     let line = proxy.access_line("one", |line| line["backend"] == one.to_string());
@@ -77,7 +78,7 @@ fn a_backend_that_refuses_is_passed_over() {
     assert_eq!(good.hits(), 30);
     let failures = proxy.metrics().sum(
         "portcullis_upstream_connect_failures_total",
-        &[("route", "r"), ("backend", &refusing.to_string()), ("reason", "refused")],
+        &[("upstream", "r"), ("backend", &refusing.to_string()), ("reason", "refused")],
     );
     assert!(failures >= 1.0, "{failures}");
 }
@@ -121,7 +122,7 @@ fn a_black_hole_is_given_up_on_in_time() {
         (&line["cause"], &line["stage"], &line["reason"]),
         (&"upstream_timeout".into(), &"connect".into(), &"timeout".into())
     );
-    let labels = [("route", "r"), ("reason", "timeout")];
+    let labels = [("upstream", "r"), ("reason", "timeout")];
     assert!(proxy.metrics().sum("portcullis_upstream_connect_failures_total", &labels) >= 1.0);
 }
 

@@ -13,9 +13,10 @@ use super::super::units::duration_text;
 use super::super::values::{AlpnName, ListenerName, ProtocolWord, SniWord, checked_name};
 use super::super::{
     ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig, RejectWith,
-    RouteConfig, RouteKey, Timeouts,
+    RouteConfig, RouteKey, Timeouts, UpstreamConfig,
 };
-use super::{Input, Output, listeners, settings, string, strings, transparent};
+use super::upstreams::{self, Upstreams};
+use super::{Input, Output, settings, string, strings, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::Protocol;
 
@@ -32,6 +33,7 @@ struct Context<'a> {
     /// Whether `listeners` holds all that were written.
     complete: bool,
     timeouts: &'a Timeouts,
+    upstreams: &'a Upstreams,
     /// Where the global timeouts come from: connect, idle, half-closed.
     origins: [Option<Origin>; 3],
 }
@@ -41,11 +43,12 @@ pub(super) fn resolve(
     input: &Input,
     listeners: &[ListenerConfig],
     timeouts: &Timeouts,
+    upstreams: &Upstreams,
     out: &mut Output,
 ) -> Routes {
     let origins = ["timeouts.connect", "timeouts.idle", "timeouts.half_closed"].map(|key| out.origin_of(key));
     let complete = input.listeners_complete(listeners.len());
-    let context = Context { listeners, complete, timeouts, origins };
+    let context = Context { listeners, complete, timeouts, upstreams, origins };
     let mut names = Names::given(input, out);
     let placed: Vec<_> = input.routes().filter_map(|table| route(table, &context, &mut names, out)).collect();
     for error in overlap::check(&placed) {
@@ -78,7 +81,8 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         || route.from.is_bad()
         || route.timeouts.is_bad()
         || route.proxy_protocol.is_bad()
-        || route.transparent.is_bad();
+        || route.transparent.is_bad()
+        || route.pool_keys().any_bad();
     let (keys, listeners, target) = (keys?, listeners?, targets?);
     if bad {
         return None;
@@ -90,7 +94,24 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
             out.note(format!("route[{name}].reject"), string(with), Some(place));
             ActionConfig::Reject(with)
         }
-        Target::To(addrs) => ActionConfig::Passthrough(passthrough(&name, addrs, route, context, out)),
+        Target::To(addrs) => {
+            if context.upstreams.has(&name) {
+                let message = format!(
+                    "the route {} has backends of its own, and an upstream has its name",
+                    quote(&name)
+                );
+                let error = ConfigError::new(ErrorKind::DuplicateName, message).at(&table.place);
+                out.report(error.hint("give the route another `name`, or write `upstream` in place of `to`"));
+                return None;
+            }
+            let prefix = format!("route[{name}]");
+            let upstream = upstreams::keys_to_config(&name, &prefix, &route.pool_keys(), out)?;
+            ActionConfig::Passthrough(passthrough(&name, Arc::new(upstream), &addrs, route, context, out))
+        }
+        Target::Named(upstream, addrs, place) => {
+            out.note(format!("route[{name}].upstream"), string(&upstream.name), Some(place));
+            ActionConfig::Passthrough(passthrough(&name, upstream, &addrs, route, context, out))
+        }
     };
     let alpn = &route.alpn;
     let conditions = Conditions {
@@ -222,11 +243,14 @@ pub(super) fn find_listener(
 
 /// Where a route leads.
 enum Target<'r> {
-    To(&'r [At<UpstreamAddr>]),
+    /// To backends of its own, which stand at these places.
+    To(Vec<(UpstreamAddr, Place)>),
+    /// To those of a group that is named.
+    Named(Arc<UpstreamConfig>, Vec<(UpstreamAddr, Place)>, &'r Place),
     Reject(RejectWith, &'r Place),
 }
 
-/// Exactly one of `to` and `reject`.
+/// Exactly one of `to`, `upstream` and `reject`.
 fn targets<'r>(
     table: &'r At<Route>,
     keys: Option<&[(RouteKey, Place)]>,
@@ -234,37 +258,35 @@ fn targets<'r>(
     out: &mut Output,
 ) -> Option<Target<'r>> {
     let route = &table.value;
-    match (route.to.place(), route.reject.place()) {
-        (Some(to), Some(reject)) => {
-            let error =
-                ConfigError::new(ErrorKind::Conflict, "a route has either `to` or `reject`, not both");
-            out.report(error.at(reject).also(to, "`to` is here"));
-            return None;
-        }
-        (None, None) => {
-            let error = ConfigError::new(ErrorKind::MissingKey, "the route leads nowhere").at(&table.place);
-            out.report(
-                error.hint("add `to = \"10.0.0.1:443\"`, or `reject = \"close\"` to refuse the connection"),
-            );
-            return None;
-        }
-        _ => {}
+    let all =
+        [("to", route.to.place()), ("upstream", route.upstream.place()), ("reject", route.reject.place())];
+    let mut given = all.into_iter().filter_map(|(key, place)| Some((key, place?)));
+    let Some((first, place)) = given.next() else {
+        let error = ConfigError::new(ErrorKind::MissingKey, "the route leads nowhere").at(&table.place);
+        out.report(
+            error.hint("add `to = \"10.0.0.1:443\"`, or `reject = \"close\"` to refuse the connection"),
+        );
+        return None;
+    };
+    if let Some((second, other)) = given.next() {
+        let message = format!("a route has either `{first}` or `{second}`, not both");
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(other);
+        out.report(error.also(place, format!("`{first}` is here")));
+        return None;
     }
     if let Some(reject) = route.reject.given() {
         return reject_target(route, reject, keys, out);
     }
-    let to = route.to.given()?;
-    out.check_repeated(&to.value.0, ToString::to_string);
-    for addr in &to.value.0 {
-        if let UpstreamAddr::Ip(socket) = addr.value
-            && let Some(listener) = listeners::own(context.listeners, socket)
-        {
-            let message = format!("`{socket}` would connect to itself: the listener `{}`", listener.name);
-            let error = ConfigError::new(ErrorKind::SelfLoop, message).at(&addr.place);
-            out.report(error.hint("let the backend listen on another port or address"));
+    if let Some(name) = route.upstream.given() {
+        for (key, place) in route.pool_keys().written() {
+            let message = format!("`{key}` is said of backends, which stand in the `[[upstream]]`");
+            let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
+            out.report(error.also(&name.place, "`upstream` is here").hint(format!("move `{key}` there")));
         }
+        let (upstream, addrs) = context.upstreams.find(name, out)?;
+        return Some(Target::Named(upstream, addrs, &name.place));
     }
-    Some(Target::To(&to.value.0))
+    upstreams::check_backends(&route.to, context.listeners, out).map(Target::To)
 }
 
 fn reject_target<'r>(
@@ -278,8 +300,8 @@ fn reject_target<'r>(
         ("proxy_protocol", route.proxy_protocol.place()),
         ("transparent", route.transparent.place()),
     ];
-    for (key, place) in of_backends {
-        let Some(place) = place else { continue };
+    let of_backends = of_backends.into_iter().filter_map(|(key, place)| Some((key, place?)));
+    for (key, place) in of_backends.chain(route.pool_keys().written()) {
         let message = format!("a route that rejects has no `{key}`");
         let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
         out.report(error.also(&reject.place, "it rejects here").hint(format!("remove `{key}`")));
@@ -297,13 +319,12 @@ fn reject_target<'r>(
 
 fn passthrough(
     name: &str,
-    to: &[At<UpstreamAddr>],
+    upstream: Arc<UpstreamConfig>,
+    to: &[(UpstreamAddr, Place)],
     route: &Route,
     context: &Context<'_>,
     out: &mut Output,
 ) -> PassthroughConfig {
-    let addrs = strings(to.iter().map(|at| &at.value));
-    out.note(format!("route[{name}].to"), addrs, to.first().map(|at| &at.place));
     let proxy_protocol = route.proxy_protocol.given();
     let version = proxy_protocol.and_then(|at| at.value.0);
     let text = version.map_or_else(|| string("off"), string);
@@ -323,7 +344,7 @@ fn passthrough(
         };
     let global = context.timeouts;
     PassthroughConfig {
-        to: to.iter().map(|at| at.value.clone()).collect(),
+        upstream,
         proxy_protocol: version,
         transparent,
         connect_timeout: one("connect", |table| &table.connect, global.connect, connect, settings::DAY),

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::super::decode::At;
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::Route;
+use super::super::source::Place;
 use super::super::{ListenerConfig, Origin};
 use super::Output;
 use crate::net::{ListenAddr, UpstreamAddr};
@@ -21,7 +21,7 @@ struct Families {
 /// Where `transparent` is switched on; backends that no client of the route could reach so are reported.
 pub(super) fn resolve(
     name: &str,
-    to: &[At<UpstreamAddr>],
+    to: &[(UpstreamAddr, Place)],
     route: &Route,
     listeners: &[ListenerConfig],
     out: &mut Output,
@@ -31,8 +31,8 @@ pub(super) fn resolve(
     out.note(format!("route[{name}].transparent"), on.is_some().to_string(), given.map(|at| &at.place));
     let on = on?;
     let families = Families::of(route, listeners);
-    for addr in to {
-        let (message, hint) = match &addr.value {
+    for (addr, place) in to {
+        let (message, hint) = match addr {
             UpstreamAddr::Unix(_) => (
                 "a Unix socket cannot be connected to from a client's address",
                 "remove `transparent`, or write `proxy_protocol = \"v2\"` instead, which tells the address",
@@ -43,7 +43,7 @@ pub(super) fn resolve(
             ),
             UpstreamAddr::Ip(_) | UpstreamAddr::Name { .. } | UpstreamAddr::Service(_) => continue,
         };
-        let error = ConfigError::new(ErrorKind::Conflict, message).at(&addr.place);
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
         out.report(error.also(&on.place, "`transparent` is here").hint(hint));
     }
     Some(on.place.origin())

@@ -1,0 +1,320 @@
+//! A pool: the endpoints of a group of backends, and who of them may be chosen.
+//!
+//! What is known of endpoints is brought together on the control runtime, by one task a pool ([`Pool::keep`]): what
+//! the configuration lists, the addresses that names have, health, what an operator did. It makes new [`Members`] of
+//! it whenever something has changed; the data plane reads those, and tells what came of its connections.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use metrics::Histogram;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::balance::{Algorithm, ramp};
+use super::endpoint::{Endpoint, Target};
+use super::members::{Listed, Members, Rank};
+use super::resolve::{Found, Resolver, Watched};
+use crate::config::{BackendConfig, Balance, UpstreamConfig};
+use crate::net::UpstreamAddr;
+use crate::telemetry::{Family, Registry};
+
+const CONNECT_TIME: Family = Family {
+    name: "portcullis_upstream_connect_duration_seconds",
+    help: "Time from the choice of a backend to a connection, failed attempts included.",
+    labels: &["upstream"],
+};
+
+/// Effective weights are made anew so often while an endpoint starts slowly.
+const RAMP_STEPS: u32 = 20;
+/// But no more often than this.
+const RAMP_STEP_MIN: Duration = Duration::from_millis(250);
+/// When nothing is due: a look from time to time costs nothing.
+const IDLE_LOOK: Duration = Duration::from_secs(3600);
+
+/// A group of backends in one generation of the configuration.
+#[derive(Debug)]
+pub struct Pool {
+    config: Arc<UpstreamConfig>,
+    zone: Option<Arc<str>>,
+    /// What outlives generations.
+    state: Arc<PoolState>,
+    /// Those of the backends that are names, in their order.
+    names: HashMap<UpstreamAddr, Arc<Watched>>,
+    members: ArcSwap<Members>,
+    pub(super) connect_time: Histogram,
+}
+
+/// What is known of a pool whatever the generation.
+#[derive(Debug)]
+pub(super) struct PoolState {
+    name: Arc<str>,
+    endpoints: Mutex<HashMap<(Arc<str>, Target), Arc<Endpoint>>>,
+    /// Those of the newest generation.
+    newest: ArcSwap<Members>,
+    /// Told when there is something new to bring together.
+    changed: Notify,
+    /// Connections that wait for room.
+    pub(super) waiting: AtomicUsize,
+    /// Told when there may be room.
+    pub(super) room: Notify,
+    registry: Arc<Registry>,
+}
+
+impl Pool {
+    /// The pool of `config`, with what `before` knows of it. Names are taken from `resolver`.
+    pub(super) fn new(
+        config: &Arc<UpstreamConfig>,
+        zone: Option<&Arc<str>>,
+        before: Option<&Pool>,
+        resolver: &mut Resolver,
+        registry: &Arc<Registry>,
+    ) -> Self {
+        let mut names = HashMap::new();
+        for address in config.addresses() {
+            let watched = match address {
+                UpstreamAddr::Name { host, .. } => resolver.host(host),
+                UpstreamAddr::Service(name) => resolver.service(name),
+                UpstreamAddr::Ip(_) | UpstreamAddr::Unix(_) => continue,
+            };
+            names.insert(address.clone(), watched);
+        }
+        let state = match before {
+            Some(before) => Arc::clone(&before.state),
+            None => Arc::new(PoolState::new(&config.name, registry)),
+        };
+        Self {
+            config: Arc::clone(config),
+            zone: zone.cloned(),
+            state,
+            names,
+            members: ArcSwap::from_pointee(Members::none()),
+            connect_time: registry.histogram(&CONNECT_TIME, &[&config.name]),
+        }
+    }
+
+    /// What is written of it.
+    pub(super) fn config(&self) -> &UpstreamConfig {
+        &self.config
+    }
+
+    pub(super) fn state(&self) -> &Arc<PoolState> {
+        &self.state
+    }
+
+    /// Who may be chosen now.
+    pub(super) fn members(&self) -> arc_swap::Guard<Arc<Members>> {
+        self.members.load()
+    }
+
+    /// Brings together what is known, from now on for new connections. Gives when that will change by itself.
+    pub(super) fn refresh(&self, now: Instant) -> Option<Instant> {
+        let mut endpoints = self.state.endpoints();
+        let first = endpoints.is_empty();
+        let mut current = HashMap::new();
+        let mut listed = Vec::new();
+        let mut due = None;
+        for (backend, target, found) in self.targets() {
+            let name: Arc<str> = backend.address.to_string().into();
+            let key = (name, target);
+            let endpoint = endpoints
+                .get(&key)
+                .or_else(|| current.get(&key))
+                .map_or_else(|| Arc::new(self.state.endpoint(&key, !first, now)), Arc::clone);
+            endpoint.load.set_limit(backend.max_connections.unwrap_or(0));
+            let news = endpoint.set_available(is_available(&endpoint, now), now);
+            if news {
+                tracing::info!(upstream = %self.config.name, backend = %key.0, address = %key.1,
+                    available = endpoint.is_available(), "a backend changed");
+            }
+            let (weight, until) = self.weight(&backend, found.as_ref(), &endpoint, now);
+            due = earliest(due, until);
+            due = earliest(due, endpoint.status().ejected_until);
+            let near = self.zone.is_some() && backend.zone == self.zone;
+            listed.push(Listed {
+                endpoint: Arc::clone(&endpoint),
+                weight,
+                rank: rank(&backend, found.as_ref()),
+                near,
+            });
+            current.insert(key, endpoint);
+        }
+        prefer_ipv6(&mut listed);
+        *endpoints = current;
+        drop(endpoints);
+        let members = Arc::new(Members::new(listed, self.algorithm(), &self.state.newest.load()));
+        self.members.store(Arc::clone(&members));
+        self.state.newest.store(members);
+        // Whoever waits looks again.
+        self.state.room.notify_waiters();
+        due
+    }
+
+    /// Does so whenever something has changed, until dropped.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let mut watches = JoinSet::new();
+        for watched in self.names.values() {
+            let (mut found, state) = (watched.subscribe(), Arc::clone(&self.state));
+            watches.spawn(async move {
+                while found.changed().await.is_ok() {
+                    state.changed.notify_one();
+                }
+            });
+        }
+        loop {
+            let due = self.refresh(Instant::now());
+            let due = due.unwrap_or_else(|| Instant::now() + IDLE_LOOK);
+            tokio::select! {
+                () = self.state.changed.notified() => {}
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+        }
+    }
+
+    /// The addresses of all backends, with what DNS says of those that are names.
+    fn targets(&self) -> Vec<(BackendConfig, Target, Option<Found>)> {
+        let mut all = Vec::new();
+        for backend in &self.config.backends {
+            match &backend.address {
+                UpstreamAddr::Ip(addr) => all.push((backend.clone(), Target::Tcp(*addr), None)),
+                UpstreamAddr::Unix(path) => {
+                    all.push((backend.clone(), Target::Unix(path.as_path().into()), None));
+                }
+                address @ (UpstreamAddr::Name { .. } | UpstreamAddr::Service(_)) => {
+                    let written = match address {
+                        UpstreamAddr::Name { port, .. } => Some(*port),
+                        UpstreamAddr::Ip(_) | UpstreamAddr::Service(_) | UpstreamAddr::Unix(_) => None,
+                    };
+                    let found = self.names.get(address).map(|watched| watched.found());
+                    for found in found.iter().flat_map(|found| found.iter()) {
+                        let Some(port) = found.port.or(written) else { continue };
+                        let target = Target::Tcp(SocketAddr::new(found.ip, port));
+                        all.push((backend.clone(), target, Some(*found)));
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// The share of an endpoint now, and when it changes by itself.
+    fn weight(
+        &self,
+        backend: &BackendConfig,
+        found: Option<&Found>,
+        endpoint: &Endpoint,
+        now: Instant,
+    ) -> (u32, Option<Instant>) {
+        let by_record = found.map_or(1, |found| u32::from(found.weight).max(1));
+        let weight = backend.weight.saturating_mul(by_record);
+        let status = endpoint.status();
+        let length = self.config.slow_start;
+        let since = now.saturating_duration_since(status.since);
+        let weight = weight.saturating_mul(status.agent.unwrap_or(100)).div_ceil(100);
+        if !status.newcomer || since >= length {
+            return (ramp(weight, length, length), None);
+        }
+        let step = (length / RAMP_STEPS).max(RAMP_STEP_MIN);
+        (ramp(weight, since, length), Some(now + step))
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        match self.config.balance {
+            Balance::RoundRobin => Algorithm::RoundRobin,
+            Balance::LeastConnections => Algorithm::LeastConnections,
+            Balance::P2c => Algorithm::P2c,
+            Balance::Random => Algorithm::Random,
+            Balance::First => Algorithm::First,
+            Balance::Hash { load, .. } => Algorithm::Hash { load },
+        }
+    }
+
+    /// As an object.
+    pub fn to_json(&self, now: Instant) -> Value {
+        let endpoints = self.state.endpoints();
+        let backend = |backend: &BackendConfig| {
+            let name = backend.address.to_string();
+            let mut of: Vec<_> = endpoints.values().filter(|endpoint| *endpoint.name == *name).collect();
+            of.sort_by_key(|endpoint| endpoint.target.to_string());
+            let addresses: Vec<_> = of.iter().map(|endpoint| endpoint.target.to_string()).collect();
+            let endpoints: Vec<_> = of.iter().map(|endpoint| endpoint.to_json(now)).collect();
+            json!({ "backend": name, "weight": backend.weight, "tier": backend.tier, "zone": backend.zone.as_deref(),
+                "max_connections": backend.max_connections, "addresses": addresses, "endpoints": endpoints })
+        };
+        let backends: Vec<_> = self.config.backends.iter().map(backend).collect();
+        json!({ "upstream": &*self.config.name, "balance": self.config.balance.to_string(),
+            "waiting": self.state.waiting.load(Ordering::Relaxed), "backends": backends })
+    }
+}
+
+impl PoolState {
+    fn new(name: &Arc<str>, registry: &Arc<Registry>) -> Self {
+        Self {
+            name: Arc::clone(name),
+            endpoints: Mutex::default(),
+            newest: ArcSwap::from_pointee(Members::none()),
+            changed: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            room: Notify::new(),
+            registry: Arc::clone(registry),
+        }
+    }
+
+    fn endpoints(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Target), Arc<Endpoint>>> {
+        // Nothing is done under the lock that could fail half-way.
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn endpoint(&self, (name, target): &(Arc<str>, Target), newcomer: bool, now: Instant) -> Endpoint {
+        let endpoint = Endpoint::new(&self.name, name, target.clone(), &self.registry);
+        let mut status = endpoint.status();
+        (status.since, status.newcomer) = (now, newcomer);
+        drop(status);
+        endpoint
+    }
+
+    /// A connection to `endpoint` has ended.
+    pub(super) fn released(&self, endpoint: &Endpoint) {
+        self.newest.load().changed(endpoint);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.room.notify_one();
+        }
+    }
+}
+
+/// Whether connections may be made to it, by what is known.
+fn is_available(endpoint: &Endpoint, now: Instant) -> bool {
+    let status = endpoint.status();
+    status.healthy != Some(false) && status.ejected_until.is_none_or(|until| until <= now)
+}
+
+fn rank(backend: &BackendConfig, found: Option<&Found>) -> Rank {
+    Rank { tier: backend.tier, priority: found.map_or(0, |found| found.priority), ..Rank::default() }
+}
+
+/// Ranks IPv4 addresses of names that have IPv6 ones, too, behind those (RFC 6724, RFC 8305).
+fn prefer_ipv6(listed: &mut [Listed]) {
+    let ip = |one: &Listed| match &one.endpoint.target {
+        Target::Tcp(addr) => Some(addr.ip()),
+        Target::Unix(_) => None,
+    };
+    let is_v6 = |one: &Listed| ip(one).is_some_and(|ip: IpAddr| ip.is_ipv6());
+    let dual: std::collections::HashSet<Arc<str>> =
+        listed.iter().filter(|one| is_v6(one)).map(|one| Arc::clone(&one.endpoint.name)).collect();
+    for one in listed {
+        one.rank.second_family = !is_v6(one) && dual.contains(&one.endpoint.name);
+    }
+}
+
+/// The earlier of two moments that may come.
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
