@@ -20,6 +20,7 @@ use crate::peek::{Ja4, Protocol, ServerName};
 mod account;
 mod decode;
 mod diff;
+mod dns;
 mod error;
 mod file;
 mod limits;
@@ -38,6 +39,7 @@ mod watch;
 mod tests;
 
 pub use diff::{Change, diff, fixed};
+pub use dns::{DnsConfig, DnsFamily};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use limits::{BanRule, LimitAction, LimitConfig, Limits, Per, RateLimit};
 pub use lists::{ListFile, ListStamp};
@@ -208,19 +210,6 @@ pub struct Timeouts {
     pub half_closed: Duration,
     /// From the signal to stop until open connections are closed.
     pub drain: Duration,
-}
-
-/// How names of backends are resolved.
-#[derive(Clone, Debug)]
-pub struct DnsConfig {
-    /// Nameservers to ask; empty means those of `/etc/resolv.conf`.
-    pub servers: Vec<SocketAddr>,
-    /// Deadline of one query.
-    pub timeout: Duration,
-    /// Answers are kept at least this long, whatever their TTL.
-    pub min_ttl: Duration,
-    /// Answers are kept at most this long, whatever their TTL.
-    pub max_ttl: Duration,
 }
 
 /// Whom the process becomes once its ports are bound.

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::account::{GroupEntry, UserEntry};
 use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
+use super::dns::Unlimited;
 use super::source::Place;
 use super::units::{Bandwidth, ByteSize, Rate};
 use super::upstream::{BalanceWord, ClientKey, OnDown, Percent, UpstreamName, ZoneName};
@@ -14,7 +15,7 @@ use super::values::{
     AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord,
     ReloadOn, RouteName, SniWord, TestProtocol, VariableName, WordOr,
 };
-use super::{AdminAddr, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
+use super::{AdminAddr, DnsFamily, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
 use crate::peek::{Ja4, ServerName};
 
@@ -201,10 +202,16 @@ shape! {
         servers: OneOrMany<Nameserver>,
         /// Deadline of one query.
         timeout: Duration,
+        /// Which addresses are asked for: `both`, `ipv4` or `ipv6`.
+        family: DnsFamily,
         /// Answers are kept at least this long, whatever their TTL.
         min_ttl: Duration,
         /// Answers are kept at most this long, whatever their TTL.
         max_ttl: Duration,
+        /// The same of answers that there is nothing.
+        negative_ttl: Duration,
+        /// How long beyond its time the last answer is used while there is no other; by default `"unlimited"`.
+        stale_max: WordOr<Unlimited, Duration>,
     }
 }
 

@@ -11,6 +11,7 @@ use super::{AdminAddr, Config, Effective, Origin};
 
 mod admin;
 mod cases;
+mod dns;
 mod limits;
 mod listeners;
 mod routes;

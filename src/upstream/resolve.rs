@@ -6,16 +6,16 @@
 mod ask;
 mod course;
 mod refresh;
+mod source;
 mod watched;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use metrics::Counter;
+use metrics::{Counter, Gauge, Histogram};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -29,6 +29,7 @@ pub use watched::{Failing, Found, Watched};
 use ask::Questions;
 use course::Bounds;
 use refresh::Refresh;
+use source::Source;
 use watched::{Kind, State};
 
 /// Queries under way at once: a configuration of a thousand names does not flood its nameserver.
@@ -40,8 +41,18 @@ const LOOKUPS: Family = Family {
     labels: &["result"],
 };
 
+const LOOKUP_TIME: Family = Family {
+    name: "portcullis_dns_lookup_duration_seconds",
+    help: "Time to look up the name of a backend, with or without success.",
+    labels: &[],
+};
+const STALE: Family = Family {
+    name: "portcullis_dns_stale_names",
+    help: "Names whose last addresses are used past their time, for want of an answer.",
+    labels: &[],
+};
+
 /// The names of a configuration. Dropping it ends their tasks.
-#[derive(Debug)]
 pub struct Resolver {
     config: DnsConfig,
     names: HashMap<Key, Arc<Watched>>,
@@ -66,19 +77,44 @@ pub enum ResolveError {
     System(#[source] NetError),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Metrics {
     ok: Counter,
+    negative: Counter,
     failed: Counter,
+    seconds: Histogram,
+    stale: Gauge,
+}
+
+impl Metrics {
+    fn new(registry: &Registry) -> Self {
+        let [ok, negative, failed] =
+            ["ok", "negative", "failed"].map(|result| registry.counter(&LOOKUPS, &[result]));
+        let seconds = registry.histogram(&LOOKUP_TIME, &[]);
+        Self { ok, negative, failed, seconds, stale: registry.gauge(&STALE, &[]) }
+    }
+
+    /// Counts a look-up and how long it `took`.
+    fn count(&self, error: Option<&LookupError>, took: Duration) {
+        match error {
+            None => self.ok.increment(1),
+            Some(error) if error.is_negative() => self.negative.increment(1),
+            Some(_) => self.failed.increment(1),
+        }
+        self.seconds.record(took);
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("names", &self.names).finish_non_exhaustive()
+    }
 }
 
 impl Resolver {
     /// A resolver without names.
     pub fn new(config: &DnsConfig, registry: &Registry) -> Self {
-        let metrics = Metrics {
-            ok: registry.counter(&LOOKUPS, &["ok"]),
-            failed: registry.counter(&LOOKUPS, &["failed"]),
-        };
+        let metrics = Metrics::new(registry);
         Self { config: config.clone(), names: HashMap::new(), metrics, tasks: JoinSet::new() }
     }
 
@@ -107,11 +143,12 @@ impl Resolver {
             return Ok(());
         }
         let questions = Questions {
-            resolver: self.build().map_err(ResolveError::System)?,
+            source: Arc::new(Source::new(&self.config)?),
             slots: Arc::new(Semaphore::new(CONCURRENT)),
             timeout: self.config.timeout,
+            family: self.config.family,
         };
-        let bounds = Bounds { min_ttl: self.config.min_ttl, max_ttl: self.config.max_ttl };
+        let bounds = Bounds::new(&self.config);
         for name in self.names.values() {
             let refresh = Refresh {
                 name: Arc::clone(name),
@@ -145,44 +182,28 @@ impl Resolver {
             name.first_answer().await;
         }
     }
-
-    fn build(&self) -> Result<TokioResolver, NetError> {
-        let mut builder = if self.config.servers.is_empty() {
-            TokioResolver::builder_tokio()?
-        } else {
-            let servers = self.config.servers.iter().map(|server| {
-                let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
-                let connections = connections.map(|mut connection| {
-                    connection.port = server.port();
-                    connection
-                });
-                NameServerConfig::new(server.ip(), true, connections.into())
-            });
-            let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        };
-        let options = builder.options_mut();
-        options.timeout = self.config.timeout;
-        // Answers are kept here, with their own bounds and past their time when need be.
-        options.cache_size = 0;
-        builder.build()
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::config::DnsFamily;
+
+    fn config() -> DnsConfig {
+        DnsConfig {
+            servers: vec![],
+            timeout: Duration::from_secs(1),
+            family: DnsFamily::Both,
+            min_ttl: Duration::from_secs(1),
+            max_ttl: Duration::from_secs(300),
+            negative_ttl: Duration::from_secs(30),
+            stale_max: None,
+        }
+    }
 
     #[test]
     fn a_name_is_resolved_once_however_many_routes_use_it() {
-        let config = DnsConfig {
-            servers: vec![],
-            timeout: Duration::from_secs(1),
-            min_ttl: Duration::from_secs(1),
-            max_ttl: Duration::from_secs(300),
-        };
+        let config = config();
         let mut resolver = Resolver::new(&config, &Registry::new().unwrap());
         let (one, two) = (resolver.host("app.internal"), resolver.host("app.internal"));
         assert!(Arc::ptr_eq(&one, &two));

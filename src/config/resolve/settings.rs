@@ -1,4 +1,4 @@
-//! Settings that stand once: limits, timeouts, policies, DNS, admin, access log.
+//! Settings that stand once: limits, timeouts, policies, access log.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::super::{
     AccessLogConfig, Account, AdminConfig, BanRule, DnsConfig, Identity, LimitConfig, Limits, ListFile,
     ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
 };
-use super::{Input, Output, admin, inner, string, strings};
+use super::{Input, Output, admin, dns, inner, string, strings};
 
 /// Longest deadline: beyond it, it is a slip of the unit.
 pub(super) const DAY: Duration = Duration::from_secs(86_400);
@@ -80,7 +80,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
                 out,
             ),
         },
-        dns: dns(input, out),
+        dns: dns::resolve(input, out),
         admin: admin::resolve(input, listeners, out),
         reload_on_change: reload_on_change(input, out),
         access_log: access_log(input, out),
@@ -363,39 +363,6 @@ fn policy(
     let value = at.map_or(default, |at| at.value);
     out.note(key, string(value), at.map(|at| &at.place));
     value
-}
-
-fn dns(input: &Input, out: &mut Output) -> DnsConfig {
-    let table = input.once("dns", |file| &file.dns, out).map(|at| &at.value);
-    let servers = table.map_or(&[][..], |table| table.servers.values());
-    out.check_repeated(servers, |server| server.0.to_string());
-    out.note(
-        "dns.servers",
-        strings(servers.iter().map(|at| at.value.0)),
-        servers.first().map(|at| &at.place),
-    );
-    let max_at = table.and_then(|table| table.max_ttl.given());
-    let min_at = table.and_then(|table| table.min_ttl.given());
-    let timeout = table.and_then(|table| table.timeout.given());
-    let dns = DnsConfig {
-        servers: servers.iter().map(|at| at.value.0).collect(),
-        timeout: duration("dns.timeout", timeout, Duration::from_secs(5), DAY, out),
-        min_ttl: duration("dns.min_ttl", min_at, Duration::from_secs(1), DAY, out),
-        max_ttl: duration("dns.max_ttl", max_at, Duration::from_secs(300), DAY, out),
-    };
-    if dns.min_ttl > dns.max_ttl
-        && let Some(at) = min_at.or(max_at)
-    {
-        let (min, max) = (duration_text(dns.min_ttl), duration_text(dns.max_ttl));
-        let error =
-            ConfigError::new(ErrorKind::Conflict, format!("`min_ttl` ({min}) is above `max_ttl` ({max})"));
-        let error = error.at(&at.place);
-        out.report(match (min_at, max_at) {
-            (Some(_), Some(max)) => error.also(&max.place, "`max_ttl` is here"),
-            _ => error.hint(format!("`max_ttl` is {max} and `min_ttl` {min}, one of them by default")),
-        });
-    }
-    dns
 }
 
 fn reload_on_change(input: &Input, out: &mut Output) -> bool {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
@@ -12,7 +12,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::source::Source;
 use super::watched::{Found, Targets};
+use crate::config::DnsFamily;
 
 /// A question is given up on after so many timeouts of a query: three tries, and what of it leads elsewhere.
 const TIMEOUTS: u32 = 4;
@@ -45,11 +47,12 @@ pub enum LookupError {
 /// What is asked, and within which bounds.
 #[derive(Clone)]
 pub(super) struct Questions {
-    pub(super) resolver: TokioResolver,
+    pub(super) source: Arc<Source>,
     /// Queries under way at once.
     pub(super) slots: Arc<Semaphore>,
     /// How long one query may take.
     pub(super) timeout: Duration,
+    pub(super) family: DnsFamily,
 }
 
 /// Records, and how long they hold.
@@ -74,6 +77,12 @@ pub(super) struct Instances {
     pub(super) targets: Targets,
     /// Why a part of it is the last answer's, or is missing.
     pub(super) partly: Option<LookupError>,
+}
+
+/// What was said of a host; nothing of a family that was not asked for.
+struct Said {
+    v4: Option<Result<Answer<IpAddr>, LookupError>>,
+    v6: Option<Result<Answer<IpAddr>, LookupError>>,
 }
 
 /// A record of a service (RFC 2782).
@@ -129,8 +138,7 @@ impl Questions {
     /// # Errors
     /// When no family has an answer: a failure if there is one, else that there is nothing.
     pub(super) async fn host(&self, host: &str, before: &[IpAddr]) -> Result<Addresses, LookupError> {
-        let (v4, v6) = tokio::join!(self.family(host, RecordType::A), self.family(host, RecordType::AAAA));
-        merged([(v4, false), (v6, true)], before)
+        self.target(host, [None, None], before).await
     }
 
     /// The instances of `service`. A target that cannot be looked up keeps the addresses that it has in `before`; one
@@ -202,12 +210,14 @@ impl Questions {
         before: &[IpAddr],
     ) -> Result<Addresses, LookupError> {
         let [v4, v6] = given;
-        let one = async |given: Option<Answer<IpAddr>>, kind| match given {
-            Some(answer) => Ok(answer),
-            None => self.family(host, kind).await,
+        let one = async |given, kind, other_only| match given {
+            _ if self.family == other_only => None,
+            Some(answer) => Some(Ok(answer)),
+            None => Some(self.family(host, kind).await),
         };
-        let (v4, v6) = tokio::join!(one(v4, RecordType::A), one(v6, RecordType::AAAA));
-        merged([(v4, false), (v6, true)], before)
+        let v4 = one(v4, RecordType::A, DnsFamily::V6);
+        let (v4, v6) = tokio::join!(v4, one(v6, RecordType::AAAA, DnsFamily::V4));
+        merged(Said { v4, v6 }, before)
     }
 
     /// The addresses of one family.
@@ -221,14 +231,11 @@ impl Questions {
         Ok(Answer { records, ttl: lookup_ttl(lookup.valid_until()) })
     }
 
-    async fn query(
-        &self,
-        name: Name,
-        kind: RecordType,
-    ) -> Result<hickory_resolver::lookup::Lookup, LookupError> {
+    async fn query(&self, name: Name, kind: RecordType) -> Result<Lookup, LookupError> {
         // Never closed.
         let _slot = self.slots.acquire().await;
-        match timeout(self.timeout * TIMEOUTS, Box::pin(self.resolver.lookup(name, kind))).await {
+        let resolver = self.source.resolver().await;
+        match timeout(self.timeout * TIMEOUTS, Box::pin(resolver.lookup(name, kind))).await {
             Ok(result) => result.map_err(LookupError::from_net),
             Err(_) => Err(LookupError::Timeout),
         }
@@ -246,14 +253,12 @@ fn lookup_ttl(valid_until: Instant) -> Duration {
     valid_until.saturating_duration_since(Instant::now())
 }
 
-/// Joins what was said of both families.
-fn merged(
-    said: [(Result<Answer<IpAddr>, LookupError>, bool); 2],
-    before: &[IpAddr],
-) -> Result<Addresses, LookupError> {
+/// Joins what was said of the families that were asked for.
+fn merged(said: Said, before: &[IpAddr]) -> Result<Addresses, LookupError> {
     let (mut records, mut ttl) = (Vec::new(), None::<Duration>);
     let (mut failed, mut nothing) = (None, None::<LookupError>);
-    for (answer, is_v6) in said {
+    let families = [(said.v4, false), (said.v6, true)];
+    for (answer, is_v6) in families.into_iter().filter_map(|(answer, is_v6)| Some((answer?, is_v6))) {
         match answer {
             Ok(answer) => {
                 records.extend(answer.records);

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::ask::LookupError;
 use super::watched::Found;
+use crate::config::DnsConfig;
 
 /// Pauses after failed questions: the first, doubled each time up to the last.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -18,6 +19,10 @@ pub(super) const MAX_ADDRESSES: usize = 256;
 pub(super) struct Bounds {
     pub(super) min_ttl: Duration,
     pub(super) max_ttl: Duration,
+    /// Of answers that there is nothing.
+    pub(super) negative_ttl: Duration,
+    /// How long beyond that the last answer is used while there is no other; `None`: for as long as it takes.
+    pub(super) stale_max: Option<Duration>,
 }
 
 /// The course of one name from question to question.
@@ -41,8 +46,20 @@ pub(super) struct Step {
 }
 
 impl Bounds {
+    /// As the configuration says.
+    pub(super) fn new(config: &DnsConfig) -> Self {
+        let DnsConfig { min_ttl, max_ttl, negative_ttl, stale_max, .. } = *config;
+        Self { min_ttl, max_ttl, negative_ttl, stale_max }
+    }
+
+    /// How long an answer is kept.
     pub(super) fn clamp(&self, ttl: Duration) -> Duration {
-        ttl.clamp(self.min_ttl, self.max_ttl)
+        ttl.min(self.max_ttl).max(self.min_ttl)
+    }
+
+    /// How long an answer is kept that there is nothing.
+    pub(super) fn clamp_negative(&self, ttl: Duration) -> Duration {
+        ttl.min(self.negative_ttl).max(self.min_ttl)
     }
 }
 
@@ -66,12 +83,31 @@ impl Course {
         Step { found: Some(found), left_out, pause: spread(ttl, random) }
     }
 
-    /// Goes on when there was no answer. The last addresses stay: a name that is gone for the moment is no reason to
-    /// stop serving.
-    pub(super) fn failed(&mut self, _error: &LookupError, random: u64) -> Step {
-        let pause = self.retry;
-        self.retry = (self.retry * 2).min(RETRY.1);
-        Step { found: None, left_out: 0, pause: spread(pause, random) }
+    /// Until when the last answer is used at the latest, if not for as long as it takes.
+    pub(super) fn used_until(&self) -> Option<Instant> {
+        self.valid_until?.checked_add(self.bounds.stale_max?)
+    }
+
+    /// Goes on when there was no answer at `now`, or one that there is nothing. The last addresses stay: a name that is
+    /// gone is a slip more often than a wish, and backends that are to go can be taken out of the configuration.
+    pub(super) fn failed(&mut self, error: &LookupError, now: Instant, random: u64) -> Step {
+        let pause = match error.ttl() {
+            Some(ttl) => {
+                self.retry = RETRY.0;
+                self.bounds.clamp_negative(ttl)
+            }
+            // An answer without a time is not kept (RFC 2308 §5), nor is a failure.
+            None => {
+                let pause = self.retry;
+                self.retry = (self.retry * 2).min(RETRY.1);
+                pause
+            }
+        };
+        let pause = spread(pause, random);
+        match self.used_until().map(|end| end.saturating_duration_since(now)) {
+            Some(Duration::ZERO) => Step { found: Some(Vec::new()), left_out: 0, pause },
+            rest => Step { found: None, left_out: 0, pause: rest.map_or(pause, |rest| rest.min(pause)) },
+        }
     }
 }
 
@@ -100,8 +136,13 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn bounded_by(stale_max: Option<Duration>) -> Course {
+        let (max_ttl, negative_ttl) = (300 * SECOND, 30 * SECOND);
+        Course::new(Bounds { min_ttl: SECOND, max_ttl, negative_ttl, stale_max }, None)
+    }
+
     fn course() -> Course {
-        Course::new(Bounds { min_ttl: SECOND, max_ttl: 300 * SECOND }, None)
+        bounded_by(None)
     }
 
     fn host(last: u8) -> Found {
@@ -138,17 +179,60 @@ mod tests {
             assert!((50..200).contains(&due), "{due} in second {second}");
         }
         let retries: HashSet<Duration> =
-            (0..1000).map(|random| course().failed(&timeout(), random).pause).collect();
+            (0..1000).map(|random| course().failed(&timeout(), now, random).pause).collect();
         assert!(retries.len() > 900 && retries.iter().all(|pause| (SECOND..2 * SECOND).contains(pause)));
     }
 
     #[test]
     fn failures_are_repeated_more_and_more_seldom_until_the_next_answer() {
         let mut course = course();
-        let pauses: Vec<u64> = (0..7).map(|_| course.failed(&timeout(), 0).pause.as_secs()).collect();
+        let now = Instant::now();
+        let pauses: Vec<u64> = (0..7).map(|_| course.failed(&timeout(), now, 0).pause.as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        course.answered(vec![host(1)], SECOND, Instant::now(), 0);
-        assert_eq!(course.failed(&timeout(), 0), Step { found: None, left_out: 0, pause: SECOND });
+        course.answered(vec![host(1)], SECOND, now, 0);
+        assert_eq!(course.failed(&timeout(), now, 0), Step { found: None, left_out: 0, pause: SECOND });
+    }
+
+    #[test]
+    fn that_there_is_nothing_is_kept_for_its_time_within_the_bounds() {
+        let now = Instant::now();
+        for (ttl, pause) in [(0, 1), (5, 5), (3600, 30)] {
+            let mut course = course();
+            let gone = LookupError::NoName { ttl: Some(ttl * SECOND) };
+            for _ in 0..3 {
+                let step = course.failed(&gone, now, 0);
+                assert_eq!(step, Step { found: None, left_out: 0, pause: pause * SECOND }, "{ttl}");
+            }
+        }
+        let mut course = course();
+        let pauses: Vec<u64> = (0..3)
+            .map(|_| course.failed(&LookupError::NoRecord { ttl: None }, now, 0).pause.as_secs())
+            .collect();
+        assert_eq!(pauses, [1, 2, 4], "without a time it is a failure like others");
+    }
+
+    #[test]
+    fn the_last_addresses_stay_for_as_long_as_they_may() {
+        let start = Instant::now();
+        for error in [timeout(), LookupError::NoName { ttl: Some(20 * SECOND) }] {
+            let mut course = bounded_by(Some(60 * SECOND));
+            course.answered(vec![host(1)], 10 * SECOND, start, 0);
+            let (mut now, end) = (start + 10 * SECOND, start + 70 * SECOND);
+            assert_eq!(course.used_until(), Some(end));
+            while now < end {
+                let step = course.failed(&error, now, 1023);
+                assert_eq!(step.found, None, "{:?} after the answer", now - start);
+                now += step.pause;
+            }
+            assert_eq!(now, end, "not later, however long the pauses are");
+            let step = course.failed(&error, now, 0);
+            assert_eq!(step.found, Some(vec![]));
+            assert!(step.pause >= SECOND, "{:?}", step.pause);
+        }
+        let mut course = course();
+        course.answered(vec![host(1)], SECOND, start, 0);
+        let year = start + 365 * 86_400 * SECOND;
+        assert_eq!((course.used_until(), course.failed(&timeout(), year, 0).found), (None, None));
     }
 
     #[test]

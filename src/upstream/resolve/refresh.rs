@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep};
+use metrics::Gauge;
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::Metrics;
@@ -32,13 +33,16 @@ struct Answered {
 impl Refresh {
     pub(super) async fn run(self) {
         let mut course = Course::new(self.bounds, self.name.state().valid_until);
-        let mut told = false;
+        let (mut told, mut stale) = (false, None);
         loop {
-            let step = match Box::pin(self.ask()).await {
+            let answer = self.ask_in_time(&course).await;
+            let step = match answer {
                 Ok(answered) => self.answered(answered, &mut course),
                 Err(error) => self.failed(error, &mut course),
             };
             self.name.was_asked();
+            let is_stale = self.name.last_error().is_some() && !self.name.found().is_empty();
+            stale = is_stale.then(|| stale.take().unwrap_or_else(|| Stale::new(&self.metrics.stale)));
             // Once, until they fit again: it is the same every time.
             if step.left_out > 0 && !told {
                 let (name, left_out) = (self.name.name(), step.left_out);
@@ -47,6 +51,25 @@ impl Refresh {
             told = step.left_out > 0;
             sleep(step.pause).await;
         }
+    }
+
+    /// Asks, and gives the last addresses up meanwhile when their time is over.
+    async fn ask_in_time(&self, course: &Course) -> Result<Answered, LookupError> {
+        let start = Instant::now();
+        let mut asking = Box::pin(self.ask());
+        let in_time = match course.used_until().filter(|end| *end > start) {
+            Some(end) => timeout_at(end, &mut asking).await,
+            None => Ok(asking.as_mut().await),
+        };
+        let answer = match in_time {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.publish(&[]);
+                asking.await
+            }
+        };
+        self.metrics.count(answer.as_ref().err(), start.elapsed());
+        answer
     }
 
     async fn ask(&self) -> Result<Answered, LookupError> {
@@ -69,7 +92,6 @@ impl Refresh {
 
     fn answered(&self, answered: Answered, course: &mut Course) -> Step {
         let Answered { found, ttl, targets, partly } = answered;
-        self.metrics.ok.increment(1);
         if let Some(error) = partly {
             let name = self.name.name();
             warn!(name, %error, "a part of a backend's addresses cannot be looked up; the last ones stay");
@@ -80,25 +102,27 @@ impl Refresh {
             failing: None,
             targets: Arc::new(targets),
         });
-        self.publish(&step);
+        if let Some(found) = &step.found {
+            self.publish(found);
+        }
         step
     }
 
     fn failed(&self, error: LookupError, course: &mut Course) -> Step {
         let (name, stale) = (self.name.name(), self.name.found().len());
         warn!(name, %error, stale, "cannot resolve a backend");
-        self.metrics.failed.increment(1);
-        let step = course.failed(&error, random());
+        let step = course.failed(&error, Instant::now(), random());
         let state = self.name.state();
         let since = state.failing.as_ref().map_or_else(SystemTime::now, |failing| failing.since);
         let failing = Some(Arc::new(Failing { since, error }));
         self.name.set_state(State { failing, ..State::clone(&state) });
-        self.publish(&step);
+        if let Some(found) = &step.found {
+            self.publish(found);
+        }
         step
     }
 
-    fn publish(&self, step: &Step) {
-        let Some(found) = &step.found else { return };
+    fn publish(&self, found: &[Found]) {
         let name = self.name.name();
         if self.name.publish(found) {
             let addresses = Vec::from_iter(found.iter().map(ToString::to_string));
@@ -106,6 +130,22 @@ impl Refresh {
         } else {
             debug!(name, "addresses of a backend unchanged");
         }
+    }
+}
+
+/// That the last addresses of a name are used past their time, counted as long as it lasts.
+struct Stale(Gauge);
+
+impl Stale {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Stale {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

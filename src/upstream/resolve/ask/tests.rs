@@ -11,8 +11,8 @@ fn ips(list: &[&str]) -> Vec<IpAddr> {
     list.iter().map(|ip| ip.parse().unwrap()).collect()
 }
 
-fn answer(list: &[&str], ttl: Duration) -> Result<Answer<IpAddr>, LookupError> {
-    Ok(Answer { records: ips(list), ttl })
+fn answer(list: &[&str], ttl: Duration) -> Option<Result<Answer<IpAddr>, LookupError>> {
+    Some(Ok(Answer { records: ips(list), ttl }))
 }
 
 fn name(text: &str) -> Name {
@@ -38,35 +38,44 @@ fn nothing(code: ResponseCode) -> NoRecords {
 
 #[test]
 fn a_family_without_addresses_is_no_failure() {
-    let none = || Err(LookupError::NoRecord { ttl: Some(MINUTE) });
-    let said = [(answer(&["192.0.2.1"], MINUTE), false), (none(), true)];
+    let none = || Some(Err(LookupError::NoRecord { ttl: Some(MINUTE) }));
+    let said = Said { v4: answer(&["192.0.2.1"], MINUTE), v6: none() };
     let found = merged(said, &ips(&["192.0.2.9", "2001:db8::9"])).unwrap();
     assert_eq!(found.answer, Answer { records: ips(&["192.0.2.1"]), ttl: MINUTE });
     assert!(found.partly.is_none());
-    let both = merged([(answer(&["192.0.2.1"], MINUTE), false), (answer(&["::1"], MINUTE / 2), true)], &[]);
+    let both = merged(Said { v4: answer(&["192.0.2.1"], MINUTE), v6: answer(&["::1"], MINUTE / 2) }, &[]);
     assert_eq!(both.unwrap().answer, Answer { records: ips(&["192.0.2.1", "::1"]), ttl: MINUTE / 2 });
 }
 
 #[test]
 fn a_family_that_fails_keeps_its_addresses() {
     let before = ips(&["192.0.2.9", "2001:db8::9"]);
-    let failed = || Err(LookupError::Timeout);
-    let found = merged([(answer(&["192.0.2.1"], MINUTE), false), (failed(), true)], &before).unwrap();
+    let failed = || Some(Err(LookupError::Timeout));
+    let found = merged(Said { v4: answer(&["192.0.2.1"], MINUTE), v6: failed() }, &before).unwrap();
     assert_eq!(found.answer.records, ips(&["192.0.2.1", "2001:db8::9"]));
     assert!(matches!(found.partly, Some(LookupError::Timeout)));
-    let found = merged([(failed(), false), (answer(&["::1"], MINUTE), true)], &before).unwrap();
+    let found = merged(Said { v4: failed(), v6: answer(&["::1"], MINUTE) }, &before).unwrap();
     assert_eq!(found.answer.records, ips(&["192.0.2.9", "::1"]));
 }
 
 #[test]
+fn a_family_that_is_not_asked_for_has_no_addresses_left() {
+    let before = ips(&["192.0.2.9", "2001:db8::9"]);
+    let found = merged(Said { v4: answer(&["192.0.2.1"], MINUTE), v6: None }, &before).unwrap();
+    assert_eq!(found.answer, Answer { records: ips(&["192.0.2.1"]), ttl: MINUTE });
+    let failed = Some(Err(LookupError::Timeout));
+    assert!(matches!(merged(Said { v4: None, v6: failed }, &before), Err(LookupError::Timeout)));
+}
+
+#[test]
 fn without_an_answer_a_failure_goes_before_nothing() {
-    let none = || Err(LookupError::NoRecord { ttl: Some(MINUTE) });
-    let failed = || Err(LookupError::Timeout);
-    for said in [[(none(), false), (failed(), true)], [(failed(), false), (none(), true)]] {
+    let none = || Some(Err(LookupError::NoRecord { ttl: Some(MINUTE) }));
+    let failed = || Some(Err(LookupError::Timeout));
+    for said in [Said { v4: none(), v6: failed() }, Said { v4: failed(), v6: none() }] {
         assert!(matches!(merged(said, &[]), Err(LookupError::Timeout)));
     }
-    let shorter = Err(LookupError::NoName { ttl: Some(MINUTE / 2) });
-    let error = merged([(none(), false), (shorter, true)], &ips(&["192.0.2.9"])).unwrap_err();
+    let shorter = Some(Err(LookupError::NoName { ttl: Some(MINUTE / 2) }));
+    let error = merged(Said { v4: none(), v6: shorter }, &ips(&["192.0.2.9"])).unwrap_err();
     assert_eq!(error.ttl(), Some(MINUTE / 2));
     assert!(error.is_negative());
 }
