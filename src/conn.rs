@@ -94,15 +94,16 @@ async fn establish<'a>(
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
     record.peeked(&preface, snapshot.tells_ja4);
-    let tls = preface.hello().is_some();
     let entering = Entering { permit: &mut permit, listener: &listener };
     match route(&snapshot, &preface, entering, record, cx, timer).await {
         Ok(route) => {
-            let client = Client { stream, said, destination, tls, counted: (permit, live) };
+            let without_backend = Refusal::unavailable(preface.protocol(), &said);
+            let client = Client { stream, said, destination, without_backend, counted: (permit, live) };
             passthrough::connect(client, &snapshot, route, record, cx, timer).await
         }
         Err(Refused { with, why }) => {
-            refuse::refuse(stream, with.for_client(tls), record, &cx.scratch, timer).await;
+            refuse::refuse(stream, with.for_client(preface.hello().is_some()), record, &cx.scratch, timer)
+                .await;
             Err(why)
         }
     }

@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use super::balance::Live;
 use super::context::Context;
 use super::record::ConnRecord;
-use super::refuse::{Refusal, alert, refuse};
+use super::refuse::{Refusal, refuse};
 use super::termination::{Cause, Stage, Termination};
 use crate::guard::ConnPermit;
 use crate::net::{Direction, Meter, Relay, RelayEnd, Socket, Timer, reset_on_close};
@@ -42,7 +42,8 @@ pub(super) struct Client {
     pub(super) said: Vec<u8>,
     /// What it connected to, when that was another proxy.
     pub(super) destination: Option<SocketAddr>,
-    pub(super) tls: bool,
+    /// What it is told when no backend can be reached.
+    pub(super) without_backend: Refusal,
     /// What its connection counts for.
     pub(super) counted: (ConnPermit, Live),
 }
@@ -56,7 +57,7 @@ pub(super) async fn connect<'a>(
     cx: &'a Context,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Client { stream, mut said, destination, tls, counted } = client;
+    let Client { stream, mut said, destination, without_backend, counted } = client;
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.
         return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
@@ -95,8 +96,7 @@ pub(super) async fn connect<'a>(
                 _ => debug!(%error, source, endpoint = name, "no connection to a backend"),
             }
             record.tried(endpoint);
-            let refusal = if tls { Refusal::Alert(alert::INTERNAL_ERROR) } else { Refusal::Close };
-            refuse(stream, refusal, record, &cx.scratch, timer).await;
+            refuse(stream, without_backend, record, &cx.scratch, timer).await;
             Err(Termination::from(&error))
         }
     }

@@ -10,9 +10,10 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use super::record::ConnRecord;
 use crate::config::RejectWith;
 use crate::net::{Direction, Meter, Scratch, Socket, Timer, hide_close, reset_on_close};
+use crate::peek::Protocol;
 
 /// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
-/// would reset the connection and take the alert away before it is read.
+/// would reset the connection and take what it is told away before it is read.
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 16);
 
 /// Alert descriptions (RFC 8446 §6).
@@ -24,11 +25,32 @@ pub(super) mod alert {
     pub(in crate::conn) const UNRECOGNIZED_NAME: u8 = 112;
 }
 
+/// What a client of HTTP/1 is told when no backend can be reached (RFC 9110 §15.6.4), in two parts: to HEAD the answer ends
+/// with its header.
+mod unavailable {
+    pub(super) const HEAD: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n\
+        Content-Length: 26\r\nConnection: close\r\n\r\n";
+    pub(super) const WHOLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n\
+        Content-Length: 26\r\nConnection: close\r\n\r\nno backend can be reached\n";
+}
+
+/// The same in HTTP/2: empty SETTINGS, as must be first of all, and GOAWAY, by which no stream was processed: clients know that
+/// they may send their requests again elsewhere (RFC 9113 §3.4, §6.8). With NO_ERROR they go on by that; any other code
+/// is an error of the whole session to many of them.
+const GO_AWAY: &[u8] = &[
+    0, 0, 0, 4, 0, 0, 0, 0, 0, // SETTINGS
+    0, 0, 8, 7, 0, 0, 0, 0, 0, // GOAWAY
+    0, 0, 0, 0, // the last stream processed: none
+    0, 0, 0, 0, // NO_ERROR
+];
+
 /// What a refused client gets to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// A fatal TLS alert with this description, then the end of the stream.
     Alert(u8),
+    /// An answer in a protocol other than TLS, then the end of the stream.
+    Answer(&'static [u8]),
     /// The end of the stream.
     Close,
     /// A reset.
@@ -47,6 +69,18 @@ impl Refusal {
             RejectWith::Drop => Self::Drop,
         }
     }
+
+    /// What a client of this protocol that has `said` so much is told when no backend can be reached.
+    pub(super) fn unavailable(protocol: Protocol, said: &[u8]) -> Self {
+        match protocol {
+            Protocol::Tls => Self::Alert(alert::INTERNAL_ERROR),
+            // The one method of the preface of HTTP/2 (RFC 9113 §3.4).
+            Protocol::Http if said.starts_with(b"PRI ") => Self::Answer(GO_AWAY),
+            Protocol::Http if said.starts_with(b"HEAD ") => Self::Answer(unavailable::HEAD),
+            Protocol::Http => Self::Answer(unavailable::WHOLE),
+            Protocol::Ssh | Protocol::Unknown | Protocol::Silent => Self::Close,
+        }
+    }
 }
 
 /// Refuses the connection; takes at most a second.
@@ -57,12 +91,15 @@ pub(super) async fn refuse(
     scratch: &Scratch,
     timer: &mut Timer<'_>,
 ) {
+    let until = timer.now() + LINGER.0;
     match refusal {
         Refusal::Alert(description) => {
             // A record of type alert, version 1.2 as before any negotiation, level fatal (RFC 8446 §5.1).
             let alert = [21, 3, 3, 0, 2, 2, description];
-            let until = timer.now() + LINGER.0;
             let _ = timer.timeout_at(until, say_and_linger(stream, &alert, record, scratch)).await;
+        }
+        Refusal::Answer(answer) => {
+            let _ = timer.timeout_at(until, say_and_linger(stream, answer, record, scratch)).await;
         }
         Refusal::Close => {}
         Refusal::Reset => reset_on_close(&stream),
@@ -72,13 +109,13 @@ pub(super) async fn refuse(
 
 async fn say_and_linger(
     mut stream: Socket,
-    alert: &[u8],
+    words: &[u8],
     record: &ConnRecord,
     scratch: &Scratch,
 ) -> io::Result<()> {
     let meter = record.meter();
-    stream.write_all(alert).await?;
-    meter.written(Direction::Down, alert.len(), false);
+    stream.write_all(words).await?;
+    meter.written(Direction::Down, words.len(), false);
     stream.shutdown().await?;
     for _ in 0..LINGER.1 {
         let read = poll_fn(|cx| {
@@ -93,4 +130,16 @@ async fn say_and_linger(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_told_is_that_of_the_body() {
+        let body = unavailable::WHOLE.strip_prefix(unavailable::HEAD).unwrap();
+        let told = format!("\r\nContent-Length: {}\r\n", body.len());
+        assert!(String::from_utf8_lossy(unavailable::HEAD).contains(&told), "{told}");
+    }
 }

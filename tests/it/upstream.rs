@@ -2,16 +2,18 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-use crate::support::UNLIMITED;
 use crate::support::backend::{Backend, UnixBackend};
 use crate::support::client::{Outcome, probe, served, timed};
 use crate::support::hello::to;
 use crate::support::netns::{Host, with_hosts};
+use crate::support::process::finish;
 use crate::support::proxy::Proxy;
+use crate::support::{UNLIMITED, wait_for};
 
 const INTERNAL_ERROR: Outcome = Outcome::Alert(80);
 
@@ -97,6 +99,49 @@ fn without_any_backend_tls_clients_get_an_alert_and_others_a_close() {
     assert_eq!((&line["reason"], &line["route"]), (&"refused".into(), &"r".into()));
 }
 
+/// What curl says of a page of `proxy`, its exit code first.
+fn curl_says(proxy: &Proxy, options: &[&str]) -> (Option<i32>, String, String) {
+    let url = format!("http://{}/", proxy.addr());
+    let mut command = Command::new("curl");
+    let page = finish(
+        command.args(["--silent", "--verbose", "--max-time", "10"]).args(options).arg(url),
+        "curl",
+        "",
+    );
+    (page.code, page.stdout, page.stderr)
+}
+
+#[test]
+fn without_any_backend_clients_of_http_are_told_in_their_version_of_it() {
+    let (_held, refusing) = refusing();
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\n[[route]]\nname = 'web'\nprotocol = 'http'\nto = '{refusing}'\nproxy_protocol = 'v2'\n"
+    ));
+    let status = "< HTTP/1.1 503 Service Unavailable";
+    let (code, body, said) = curl_says(&proxy, &[]);
+    assert_eq!((code, body.as_str()), (Some(0), "no backend can be reached\n"), "{said}");
+    assert!(said.contains(status) && said.contains("< Connection: close"), "{said}");
+    let (code, body, said) = curl_says(&proxy, &["--head"]);
+    assert_eq!((code, body.lines().count()), (Some(0), 5), "{body}");
+    assert!(said.contains(status) && !said.contains("Excess"), "{said}");
+    // An upload is read to some length, lest the answer be lost to a reset.
+    let dir = tempfile::tempdir().unwrap();
+    let upload = dir.path().join("upload");
+    std::fs::write(&upload, vec![b'u'; 200_000]).unwrap();
+    let (code, body, said) = curl_says(&proxy, &["--upload-file", upload.to_str().unwrap()]);
+    assert_eq!((code, body.as_str()), (Some(0), "no backend can be reached\n"), "{said}");
+    let (code, body, said) = curl_says(&proxy, &["--http2-prior-knowledge"]);
+    // CURLE_HTTP2: of the protocol, and not a stream that broke off (CURLE_PARTIAL_FILE).
+    assert_eq!((code, body.as_str()), (Some(16), ""), "{said}");
+    assert!(said.contains("GOAWAY, error=0, last_stream=0"), "{said}");
+    wait_for("their lines", || proxy.access_log().len() == 4);
+    for line in proxy.access_log() {
+        assert_eq!((&line["protocol"], &line["route"]), (&"http".into(), &"web".into()), "{line}");
+        assert_eq!((&line["stage"], &line["reason"]), (&"connect".into(), &"refused".into()), "{line}");
+        assert!(line["bytes_out"].as_u64().unwrap() >= 26, "{line}");
+    }
+}
+
 #[test]
 fn a_unix_socket_is_a_backend() {
     let dir = tempfile::tempdir().unwrap();
@@ -174,7 +219,7 @@ fn a_client_that_gives_up_while_the_proxy_connects_leaves_nothing_behind() {
         stream.write_all(&to("a.test")).unwrap();
         crate::support::client::reset(stream);
     }
-    crate::support::wait_for("sockets to be given back", || {
+    wait_for("sockets to be given back", || {
         proxy.process.sockets() <= sockets
             && proxy.metrics().sum("portcullis_connections_active", &[]).abs() < 0.5
     });
