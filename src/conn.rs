@@ -36,6 +36,7 @@ use limited::Entering;
 use metrics::Action;
 use passthrough::{Client, Established};
 use peek::First;
+use proxy::Told;
 use record::ConnRecord;
 use refuse::Refusal;
 pub use termination::{Cause, Stage, Termination};
@@ -69,12 +70,12 @@ async fn establish<'a>(
     let limits = peek::Limits::new(&snapshot, &listener.name, timer.now());
     let mut said = Vec::new();
     let mut held = cx.shared.hello_bytes.hold();
-    let mut destination = None;
+    let mut told = Told::default();
     if named_later {
         let whose = (&mut *record, Entering { permit: &mut permit, listener: &listener });
         let first = First { bytes: &mut said, held: &mut held };
         match Box::pin(proxy::identify(&mut stream, first, limits, whose, cx, timer)).await {
-            Ok(named) => destination = named,
+            Ok(header) => told = header,
             Err(error) => return Err(proxy::turn_away(stream, error, &listener, record, cx, timer).await),
         }
     }
@@ -98,7 +99,7 @@ async fn establish<'a>(
     match route(&snapshot, &preface, entering, record, cx, timer).await {
         Ok(route) => {
             let without_backend = Refusal::unavailable(preface.protocol(), &said);
-            let client = Client { stream, said, destination, without_backend, counted: (permit, live) };
+            let client = Client { stream, said, told, without_backend, counted: (permit, live) };
             passthrough::connect(client, &snapshot, route, record, cx, timer).await
         }
         Err(Refused { with, why }) => {

@@ -15,7 +15,9 @@ pub use addr::{AddrError, ListenAddr, UpstreamAddr, canonical};
 pub use connect::{Place, connect, probe_transparent};
 pub use listener::{AcceptedSocket, Listener, adopt, bind, probe};
 pub use pipe::{Filled, Pipe};
-pub use proxy_protocol::{Announcement, Opening, ProxyHeader, ProxyHeaderError, ProxyVersion};
+pub use proxy_protocol::{
+    Announcement, Hops, InstanceId, Opening, ProxyHeader, ProxyHeaderError, ProxyVersion,
+};
 pub use reactor::Reactor;
 pub use relay::{
     Bucket, Conduit, Direction, Fault, IdleLimits, Meter, Relay, RelayEnd, Scratch, Side, Throttle,

@@ -24,7 +24,7 @@ use crate::control::{Generation, REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
-use crate::net;
+use crate::net::{self, InstanceId};
 use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::service::{self, Heart};
 use crate::snapshot::Snapshot;
@@ -269,6 +269,7 @@ impl Bound {
         let (pulses, hearts) = service::pulses(workers);
         control.spawn(service::watch(pulses));
         let shared = Arc::new(Shared {
+            instance: InstanceId::random(),
             snapshot: ArcSwap::from_pointee(snapshot),
             guard: ArcSwap::from_pointee(Guard::new(&config.limits, budget.connections, &registry)),
             access_log: ArcSwap::from_pointee(access_log),

@@ -214,7 +214,7 @@ mod tests {
     use crate::config::Config;
     use crate::conn::Termination;
     use crate::guard::Guard;
-    use crate::net::Reactor;
+    use crate::net::{InstanceId, Reactor};
     use crate::snapshot::Snapshot;
     use crate::telemetry::{AccessLog, Registry};
     use crate::upstream::Resolver;
@@ -224,6 +224,7 @@ mod tests {
         let (workers, inboxes) = Workers::new(1);
         let mut resolver = Resolver::new(&config.dns, registry);
         let shared = Shared {
+            instance: InstanceId::random(),
             snapshot: ArcSwap::from_pointee(Snapshot::new(config, None, &mut resolver, registry)),
             guard: ArcSwap::from_pointee(Guard::new(&config.limits, 1, registry)),
             access_log: ArcSwap::from_pointee(AccessLog::open(&config.access_log, registry).unwrap()),

@@ -14,13 +14,15 @@ use super::hello_bytes::HelloBytes;
 use super::metrics::ListenerMetrics;
 use super::registry::Registry as Connections;
 use crate::guard::Guard;
-use crate::net::{Reactor, Scratch, Timers};
+use crate::net::{InstanceId, Reactor, Scratch, Timers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Registry};
 
 /// What all workers share.
 #[derive(Debug)]
 pub struct Shared {
+    /// This process, as headers of the PROXY protocol call it.
+    pub instance: InstanceId,
     /// The current generation of the configuration.
     pub snapshot: ArcSwap<Snapshot>,
     /// The limits.

@@ -1,7 +1,6 @@
 //! Passing a connection through to a backend, untouched.
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::task::{self, Poll, ready};
 use std::time::Instant;
 
@@ -9,6 +8,7 @@ use tracing::{debug, warn};
 
 use super::balance::Live;
 use super::context::Context;
+use super::proxy::Told;
 use super::record::ConnRecord;
 use super::refuse::{Refusal, refuse};
 use super::termination::{Cause, Stage, Termination};
@@ -40,8 +40,8 @@ pub(super) struct Client {
     pub(super) stream: Socket,
     /// What it has sent already.
     pub(super) said: Vec<u8>,
-    /// What it connected to, when that was another proxy.
-    pub(super) destination: Option<SocketAddr>,
+    /// What the proxy before tells of it.
+    pub(super) told: Told,
     /// What it is told when no backend can be reached.
     pub(super) without_backend: Refusal,
     /// What its connection counts for.
@@ -57,17 +57,18 @@ pub(super) async fn connect<'a>(
     cx: &'a Context,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Client { stream, mut said, destination, without_backend, counted } = client;
+    let Client { stream, mut said, told, without_backend, counted } = client;
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.
         return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
     };
     record.connecting();
     if let Some(version) = backends.proxy_protocol {
-        let destination = destination.map_or_else(|| stream.local_addr(), Ok).map_err(ConnectError::Resource);
+        let destination =
+            told.destination.map_or_else(|| stream.local_addr(), Ok).map_err(ConnectError::Resource);
         let destination = destination.map_err(|error| Termination::from(&error))?;
         // In one piece with the hello: one write, and one segment for the backend.
-        said.splice(..0, record.header(version, destination));
+        said.splice(..0, record.header(version, destination, &told.hops));
     }
     let connected = {
         let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();

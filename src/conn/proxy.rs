@@ -12,7 +12,7 @@ use super::record::ConnRecord;
 use super::refuse::{Refusal, refuse};
 use super::termination::Termination;
 use crate::guard::{ConnPermit, Rejection};
-use crate::net::{ProxyHeader, ProxyHeaderError, Socket, Timer};
+use crate::net::{Hops, ProxyHeader, ProxyHeaderError, Socket, Timer};
 
 /// Why a connection ended before it was known whose it is, or because of whose it is.
 #[derive(Debug)]
@@ -23,15 +23,30 @@ pub(super) enum HeaderError {
     Header(ProxyHeaderError),
     /// The connection ended or failed before.
     Read(PeekError),
+    /// It has been here before, or at too many others.
+    Loop,
     /// The client that it names may not connect, and is told so in this way.
     Refused(Refusal, Rejection),
+}
+
+/// What the header of a trusted proxy tells of a connection, beside the client.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// What the client connected to.
+    pub(super) destination: Option<SocketAddr>,
+    /// What the connection has come through.
+    pub(super) hops: Hops,
 }
 
 impl HeaderError {
     /// One for each reason that is counted as a refusal and is no other's.
     #[cfg(test)]
-    pub(super) const REFUSED: [Self; 3] =
-        [Self::Header(ProxyHeaderError::Missing), Self::Header(ProxyHeaderError::Line), Self::Timeout];
+    pub(super) const REFUSED: [Self; 4] = [
+        Self::Header(ProxyHeaderError::Missing),
+        Self::Header(ProxyHeaderError::Line),
+        Self::Timeout,
+        Self::Loop,
+    ];
 
     /// The word for it in logs and metrics.
     pub(super) fn reason(&self) -> &'static str {
@@ -47,13 +62,14 @@ impl HeaderError {
                 | ProxyHeaderError::Checksum,
             ) => "proxy_header",
             Self::Read(error) => error.reason(),
+            Self::Loop => "loop",
             Self::Refused(_, rejection) => rejection.reason().as_str(),
         }
     }
 }
 
 /// Reads the header of a trusted proxy into the `first` bytes, of which then what follows it is left, and counts the connection
-/// for the client that it names. Gives what that client connected to, when the header says.
+/// for the client that it names.
 pub(super) async fn identify(
     stream: &mut Socket,
     first: First<'_, '_>,
@@ -61,11 +77,16 @@ pub(super) async fn identify(
     (record, entering): (&mut ConnRecord, Entering<'_>),
     cx: &Context,
     timer: &mut Timer<'_>,
-) -> Result<Option<SocketAddr>, HeaderError> {
+) -> Result<Told, HeaderError> {
     record.awaits_header();
     let First { bytes: said, held } = first;
     let header = read_header(stream, First { bytes: said, held }, limits, cx, timer).await?;
     said.drain(..header.len);
+    // From now on it is told of as the client's, also when that is refused.
+    record.named(header.ends.map(|(client, _)| client));
+    if header.hops.is_loop(cx.shared.instance) {
+        return Err(HeaderError::Loop);
+    }
     let listener = entering.listener;
     let take = |permit: &mut ConnPermit, client: IpAddr| {
         let guard = cx.shared.guard.load();
@@ -74,12 +95,10 @@ pub(super) async fn identify(
             None => permit.count_for_nobody(&guard, client, Instant::now()),
         }
     };
-    // From now on it is told of as the client's, also when that is refused.
-    record.named(header.ends.map(|(client, _)| client));
     let entered = limited::enter(entering, take, record, cx, timer).await;
     entered.map_err(|(refusal, rejection)| HeaderError::Refused(refusal, rejection))?;
     record.identified();
-    Ok(header.ends.map(|(_, destination)| destination))
+    Ok(Told { destination: header.ends.map(|(_, destination)| destination), hops: header.hops })
 }
 
 async fn read_header(
@@ -132,7 +151,7 @@ pub(super) async fn turn_away(
             debug!(proxy = %record.client(), %error, "a trusted proxy did not send a PROXY header");
             Refusal::Close
         }
-        HeaderError::Timeout => Refusal::Close,
+        HeaderError::Timeout | HeaderError::Loop => Refusal::Close,
     };
     record.refused();
     listener.metrics.rejected(Some(error.reason()));

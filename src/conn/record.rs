@@ -19,7 +19,7 @@ use super::registry::Place;
 use super::termination::{Cause, Stage, Termination};
 use crate::config::LogFormat;
 use crate::guard::Rejection;
-use crate::net::{Announcement, Direction, Meter, Opening, ProxyVersion};
+use crate::net::{Announcement, Direction, Hops, Meter, Opening, ProxyVersion};
 use crate::peek::{Alpn, Detector, Ja4, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
 use crate::upstream::{Endpoint, Lease};
@@ -235,9 +235,10 @@ impl ConnRecord {
         TrafficMeter { counts: &self.open.counts, traffic: self.traffic.as_deref() }
     }
 
-    /// The header that tells a backend of the connection, and that its client connected to `destination`. Of several
+    /// The header that tells a backend of the connection, and that its client connected to `destination`
+    /// and came through `hops`. Of several
     /// ALPN offers none is told: which it will be is for the backend to say.
-    pub(super) fn header(&self, version: ProxyVersion, destination: SocketAddr) -> Vec<u8> {
+    pub(super) fn header(&self, version: ProxyVersion, destination: SocketAddr, hops: &Hops) -> Vec<u8> {
         let story = self.story();
         let mut offers = story.alpn.iter();
         let alpn = offers.next().filter(|_| offers.next().is_none());
@@ -247,6 +248,8 @@ impl ConnRecord {
             authority: story.sni.as_ref().map(ServerName::as_str),
             alpn,
             unique_id: &id(story.id),
+            hops,
+            instance: self.cx.shared.instance,
         })
     }
 

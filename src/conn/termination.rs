@@ -66,7 +66,7 @@ pub struct Termination {
 
 impl Termination {
     /// The reasons of connections that a limit, a policy or a route refused.
-    pub(super) const REJECTIONS: [&str; 12] = [
+    pub(super) const REJECTIONS: [&str; 13] = [
         "acl",
         "banned",
         "rate_limit",
@@ -75,6 +75,7 @@ impl Termination {
         "proxy_missing",
         "proxy_header",
         "proxy_timeout",
+        "loop",
         "unknown_sni",
         "no_sni",
         "unknown_protocol",
@@ -135,6 +136,7 @@ impl From<HeaderError> for Termination {
     fn from(error: HeaderError) -> Self {
         let ended = match error {
             HeaderError::Timeout => Self::new(Cause::ClientTimeout, Stage::Proxy, error.reason()),
+            HeaderError::Loop => Self::new(Cause::Policy, Stage::Proxy, error.reason()),
             HeaderError::Header(_) => Self::new(Cause::Client, Stage::Proxy, error.reason()),
             HeaderError::Read(error) => error.into(),
             HeaderError::Refused(_, rejection) => Self::limited(&rejection, Stage::Proxy),

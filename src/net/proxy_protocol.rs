@@ -8,8 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ppp::{v1, v2};
 
+mod hops;
 mod write;
 
+pub use hops::{Hops, InstanceId};
 pub use write::{Announcement, ProxyVersion};
 
 /// Longest line of version 1, its end included (§2.1).
@@ -24,12 +26,14 @@ const V1_UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 /// The signature of version 2 (§2.2): nothing that any protocol begins with.
 const V2_BEGIN: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Types of TLVs (§2.2.1 to §2.2.5).
+/// Types of TLVs (§2.2.1 to §2.2.5, §2.2.8).
 mod tlv {
     pub(super) const ALPN: u8 = 1;
     pub(super) const AUTHORITY: u8 = 2;
     pub(super) const CRC32C: u8 = 3;
     pub(super) const UNIQUE_ID: u8 = 5;
+    /// Our own, of those that are free for anybody.
+    pub(super) const HOPS: u8 = 0xe7;
 }
 
 /// Whether bytes begin like a header.
@@ -44,13 +48,15 @@ pub enum Opening {
 }
 
 /// A whole header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyHeader {
     /// Its length in bytes; what follows is the client's.
     pub len: usize,
     /// Both ends of the client's connection to the sender, IPv4 in its own form. `None` when the sender speaks for itself
     /// (`LOCAL`) or does not say (`UNKNOWN`, unspecified, a Unix socket): the connection's own ends stay.
     pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// What the connection has come through, as far as it is told.
+    pub hops: Hops,
 }
 
 /// Why bytes are no header.
@@ -125,7 +131,8 @@ fn read_line(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
     if let Some(rest) = text.strip_prefix(V1_UNKNOWN) {
         // What follows is to be ignored, whatever it is.
         let whole = matches!(rest.first(), None | Some(b' '));
-        return if whole { Ok(Some(ProxyHeader { len, ends: None })) } else { Err(ProxyHeaderError::Line) };
+        let header = ProxyHeader { len, ends: None, hops: Hops::default() };
+        return if whole { Ok(Some(header)) } else { Err(ProxyHeaderError::Line) };
     }
     // A sign, which `str::parse` takes for part of a number; signs have no place in addresses either.
     if text.contains(&b'+') {
@@ -139,7 +146,7 @@ fn read_line(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
         v1::Addresses::Tcp6(of) => ends_v6(of),
         v1::Addresses::Unknown => return Err(ProxyHeaderError::Line),
     };
-    Ok(Some(ProxyHeader { len, ends: Some(checked(ends)?) }))
+    Ok(Some(ProxyHeader { len, ends: Some(checked(ends)?), hops: Hops::default() }))
 }
 
 /// Version 2 (§2.2).
@@ -171,9 +178,9 @@ fn read_binary(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
     let Some(bytes) = bytes.get(..len) else { return Ok(None) };
     // Of a block that is to be ignored nothing need be well-formed, but a checksum that is there must be right.
     let lenient = is_local || *family == 0;
-    check_tlvs(bytes, FIXED + addresses, lenient)?;
+    let hops = read_tlvs(bytes, FIXED + addresses, lenient)?;
     if lenient {
-        return Ok(Some(ProxyHeader { len, ends: None }));
+        return Ok(Some(ProxyHeader { len, ends: None, hops: Hops::default() }));
     }
     let header = v2::Header::try_from(bytes).map_err(|_| ProxyHeaderError::Addresses)?;
     let ends = match header.addresses {
@@ -181,16 +188,18 @@ fn read_binary(bytes: &[u8]) -> Result<Option<ProxyHeader>, ProxyHeaderError> {
         v2::Addresses::IPv6(of) => Some(checked(ends_v6(of))?),
         v2::Addresses::Unix(_) | v2::Addresses::Unspecified => None,
     };
-    Ok(Some(ProxyHeader { len, ends }))
+    Ok(Some(ProxyHeader { len, ends, hops }))
 }
 
-/// Whether what stands from `at` to the end of `header` is a row of TLVs, and the checksum among them right (§2.2.3).
-fn check_tlvs(header: &[u8], at: usize, lenient: bool) -> Result<(), ProxyHeaderError> {
+/// Reads what stands from `at` to the end of `header`, which must be a row of TLVs, and the checksum among them right
+/// (§2.2.3).
+fn read_tlvs(header: &[u8], at: usize, lenient: bool) -> Result<Hops, ProxyHeaderError> {
     let mut stated = None;
+    let mut hops = None;
     let mut offset = at;
     for found in v2::TypeLengthValues::from(header.get(at..).unwrap_or_default()) {
         let Ok(found) = found else {
-            return if lenient { Ok(()) } else { Err(ProxyHeaderError::Tlvs) };
+            return if lenient { Ok(Hops::default()) } else { Err(ProxyHeaderError::Tlvs) };
         };
         // Behind the type and the length, of one and two bytes.
         let value = offset + 3;
@@ -200,11 +209,17 @@ fn check_tlvs(header: &[u8], at: usize, lenient: bool) -> Result<(), ProxyHeader
             if stated.replace((value, u32::from_be_bytes(sum))).is_some() {
                 return Err(ProxyHeaderError::Checksum);
             }
+        } else if found.kind == tlv::HOPS
+            && !lenient
+            && let Some(told) = Hops::read(&found.value)?
+            && hops.replace(told).is_some()
+        {
+            return Err(ProxyHeaderError::Tlvs);
         }
     }
     match stated {
         Some((value, sum)) if checksum(header, value) != sum => Err(ProxyHeaderError::Checksum),
-        _ => Ok(()),
+        _ => Ok(hops.unwrap_or_default()),
     }
 }
 

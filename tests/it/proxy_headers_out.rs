@@ -91,7 +91,10 @@ fn a_backend_is_told_of_the_client_in_front_of_its_bytes() {
                     (Some(&b"h2"[..]), Some(&b"a.test"[..])),
                     "ALPN and authority"
                 );
-                assert!(find(3).is_some() && tlvs.len() == 4, "{tlvs:?}");
+                assert!(find(3).is_some() && tlvs.len() == 5, "{tlvs:?}");
+                // A trusted proxy that speaks for itself, and one of another kind, tell of no process before this one.
+                let way = find(0xe7).unwrap();
+                assert!(way.starts_with(b"portcullis") && way.len() == 18, "{}", way.escape_ascii());
                 let id = String::from_utf8(find(5).unwrap().to_vec()).unwrap();
                 proxy.access_line("the unique id", |line| line["id"] == *id);
                 assert!(rest == hello);
@@ -122,8 +125,8 @@ fn of_several_offers_none_and_of_no_name_no_authority_is_told() {
     let recorder = Recorder::new("a");
     let proxy = proxy_with("", "proxy_protocol = 'v2'", &recorder.backend);
     for (hello, kinds) in [
-        (real(Some("a.test"), &["h2", "http/1.1"], Keys::Classic), vec![2, 5, 3]),
-        (real(None, &[], Keys::Classic), vec![5, 3]),
+        (real(Some("a.test"), &["h2", "http/1.1"], Keys::Classic), vec![2, 5, 0xe7, 3]),
+        (real(None, &[], Keys::Classic), vec![5, 0xe7, 3]),
     ] {
         let (_, received) = told(&proxy, &recorder, &line("192.0.2.1"), &hello);
         let Told { tlvs, rest, .. } = read_v2(&received);

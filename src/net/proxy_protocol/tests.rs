@@ -88,7 +88,7 @@ fn good() -> Vec<Good> {
 #[test]
 fn good_headers_are_read_at_their_last_byte_and_not_before() {
     for Good { bytes, ends } in good() {
-        let expected = Ok(Some(ProxyHeader { len: bytes.len(), ends }));
+        let expected = Ok(Some(ProxyHeader { len: bytes.len(), ends, hops: Hops::default() }));
         for len in 0..bytes.len() {
             assert_eq!(ProxyHeader::read(&bytes[..len]), Ok(None), "{len} of {}", bytes.escape_ascii());
         }
@@ -150,7 +150,10 @@ fn bad_lines_are_refused() {
 #[test]
 fn a_line_has_up_to_107_bytes() {
     let longest = format!("PROXY UNKNOWN {}\r\n", "x".repeat(MAX_LINE - 16));
-    assert_eq!(ProxyHeader::read(longest.as_bytes()), Ok(Some(ProxyHeader { len: MAX_LINE, ends: None })));
+    assert_eq!(
+        ProxyHeader::read(longest.as_bytes()),
+        Ok(Some(ProxyHeader { len: MAX_LINE, ends: None, hops: Hops::default() }))
+    );
     for line in [format!("PROXY UNKNOWN {}\r\n", "x".repeat(MAX_LINE - 15)), longest.replace("\r\n", "xx")] {
         assert_eq!(ProxyHeader::read(line.as_bytes()), Err(ProxyHeaderError::TooLong), "{line}");
     }
@@ -226,13 +229,70 @@ fn what_begins_like_a_header_is_told_from_all_else() {
     }
 }
 
-fn announcement<'a>(source: &str, destination: &str) -> Announcement<'a> {
+/// The id of all these bytes alike.
+fn instance(byte: u8) -> InstanceId {
+    let value = [b"portcullis".as_slice(), &[byte; 8]].concat();
+    let Hops(ids) = Hops::read(&value).unwrap().unwrap();
+    ids[0]
+}
+
+fn hops(bytes: impl IntoIterator<Item = u8>) -> Hops {
+    Hops(bytes.into_iter().map(instance).collect())
+}
+
+#[test]
+fn a_connection_that_comes_back_is_a_loop_and_so_is_one_that_came_too_far() {
+    for (through, own, is_loop) in [
+        (hops([]), 1, false),
+        (hops([2]), 1, false),
+        (hops([1]), 1, true),
+        (hops([2, 1]), 1, true),
+        (hops([1, 2, 3]), 1, true),
+        (hops(2..=8), 1, false),
+        (hops(2..=9), 1, true),
+        (hops(2..=200), 1, true),
+    ] {
+        // Each hop as it is: written by one, read by the next.
+        let value = [b"portcullis".as_slice(), &through.0.iter().flat_map(|id| id.0).collect::<Vec<_>>()];
+        let header = with_checksum(0x21, 0x11, &[&V4[..], &tlv(tlv::HOPS, &value.concat())].concat());
+        let read = ProxyHeader::read(&header).unwrap().unwrap();
+        assert_eq!(read.hops.is_loop(instance(own)), is_loop, "{through:?}");
+        assert!(read.hops.0.len() <= Hops::MAX && through.0.starts_with(&read.hops.0), "{read:?}");
+    }
+    assert_ne!(InstanceId::random(), InstanceId::random());
+}
+
+#[test]
+fn hops_of_others_are_none_and_malformed_ones_are_refused() {
+    let of = |tlvs: &[Vec<u8>]| {
+        let header = with_checksum(0x21, 0x11, &[&V4[..], &tlvs.concat()].concat());
+        ProxyHeader::read(&header).map(|header| header.unwrap().hops)
+    };
+    let ours = tlv(tlv::HOPS, b"portcullis\x01\x01\x01\x01\x01\x01\x01\x01");
+    for foreign in [&b""[..], b"portculli", b"Portcullis\x01", b"vpce-08d2bf15fac5001c9"] {
+        assert_eq!(of(&[tlv(tlv::HOPS, foreign)]), Ok(hops([])));
+        assert_eq!(of(&[tlv(tlv::HOPS, foreign), ours.clone()]), Ok(hops([1])));
+    }
+    assert_eq!(of(&[tlv(0xe6, b"portcullis\x01\x01\x01\x01\x01\x01\x01\x01")]), Ok(hops([])));
+    assert_eq!(of(&[tlv(tlv::HOPS, b"portcullis")]), Ok(hops([])));
+    let one_more = tlv(tlv::HOPS, b"portcullis\x01\x01\x01\x01\x01\x01\x01\x01\x01");
+    for malformed in [vec![one_more], vec![ours.clone(), ours.clone()]] {
+        assert_eq!(of(&malformed), Err(ProxyHeaderError::Tlvs));
+    }
+    // What a proxy does for itself says nothing of anybody's way.
+    let local = with_checksum(0x20, 0x11, &[&V4[..], &ours].concat());
+    assert_eq!(ProxyHeader::read(&local).unwrap().unwrap().hops, hops([]));
+}
+
+fn announcement<'a>(source: &str, destination: &str, hops: &'a Hops) -> Announcement<'a> {
     Announcement {
         source: addr(source),
         destination: addr(destination),
         authority: Some("app.test"),
         alpn: Some(b"h2"),
         unique_id: "00000000000000ff",
+        hops,
+        instance: instance(9),
     }
 }
 
@@ -245,22 +305,27 @@ fn a_line_is_written_as_it_stands_in_the_specification() {
         ("192.0.2.1:1", "[2001:db8::7]:2", "PROXY TCP6 ::ffff:c000:201 2001:db8::7 1 2\r\n"),
         ("[2001:db8::7]:1", "10.0.0.1:2", "PROXY TCP6 2001:db8::7 ::ffff:a00:1 1 2\r\n"),
     ] {
-        let written = ProxyVersion::V1.write(&announcement(source, destination));
+        let written = ProxyVersion::V1.write(&announcement(source, destination, &hops([1])));
         assert_eq!(String::from_utf8(written).unwrap(), line);
     }
 }
 
 #[test]
 fn a_binary_header_is_written_byte_by_byte_as_specified() {
-    let values = [tlv(1, b"h2"), tlv(2, b"app.test"), tlv(5, b"00000000000000ff")].concat();
+    let way = |ids: &[u8]| {
+        let ids = ids.iter().flat_map(|id| [*id; 8]);
+        tlv(0xe7, &b"portcullis".iter().copied().chain(ids).collect::<Vec<_>>())
+    };
+    let values = [tlv(1, b"h2"), tlv(2, b"app.test"), tlv(5, b"00000000000000ff"), way(&[1, 2, 9])].concat();
     let expected = with_checksum(0x21, 0x11, &[&V4[..], &values].concat());
-    let written = ProxyVersion::V2.write(&announcement("192.0.2.1:1025", "198.51.100.2:443"));
+    let written = ProxyVersion::V2.write(&announcement("192.0.2.1:1025", "198.51.100.2:443", &hops([1, 2])));
     assert_eq!(written, expected);
-    let bare =
-        Announcement { authority: None, alpn: None, ..announcement("192.0.2.1:1025", "[2001:db8::7]:443") };
+    let none = hops([]);
+    let bare = announcement("192.0.2.1:1025", "[2001:db8::7]:443", &none);
+    let bare = Announcement { authority: None, alpn: None, ..bare };
     let ends =
         ["::ffff:192.0.2.1", "2001:db8::7"].map(|ip| ip.parse::<Ipv6Addr>().unwrap().octets()).concat();
-    let block = [ends.as_slice(), &[4, 1, 1, 187], &tlv(5, b"00000000000000ff")].concat();
+    let block = [ends.as_slice(), &[4, 1, 1, 187], &tlv(5, b"00000000000000ff"), &way(&[9])].concat();
     assert_eq!(ProxyVersion::V2.write(&bare), with_checksum(0x21, 0x21, &block));
 }
 
@@ -280,15 +345,20 @@ fn any_addr() -> impl Strategy<Value = SocketAddr> {
 proptest! {
     #[test]
     fn what_is_written_is_read_again(
-        source in any_addr(), destination in any_addr(), name in "[a-z.]{0,253}", alpn in prop::option::of(any::<[u8; 9]>()),
+        source in any_addr(), destination in any_addr(), name in "[a-z.]{0,253}", before in 0u8..7, alpn in prop::option::of(any::<[u8; 9]>()),
     ) {
+        let through = hops(0..before);
         let of = Announcement {
+            hops: &through, instance: instance(before),
             source, destination, authority: Some(&name), alpn: alpn.as_ref().map(<[u8; 9]>::as_slice), unique_id: "7",
         };
         for version in [ProxyVersion::V1, ProxyVersion::V2] {
             let header = version.write(&of);
             match ProxyHeader::read(&header) {
-                Ok(read) => prop_assert_eq!(read, Some(ProxyHeader { len: header.len(), ends: Some((source, destination)) })),
+                Ok(read) => {
+                    let hops = if version == ProxyVersion::V2 { hops(0..=before) } else { hops([]) };
+                    prop_assert_eq!(read, Some(ProxyHeader { len: header.len(), ends: Some((source, destination)), hops }));
+                }
                 Err(error) => prop_assert_eq!(error, ProxyHeaderError::Addresses),
             }
             for len in 0..header.len() {

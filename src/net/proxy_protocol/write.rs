@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::{FIXED, V2_BEGIN, checksum, tlv};
+use super::{FIXED, Hops, InstanceId, V2_BEGIN, checksum, tlv};
 
 /// A version of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,10 @@ pub struct Announcement<'a> {
     pub alpn: Option<&'a [u8]>,
     /// What the connection is called here.
     pub unique_id: &'a str,
+    /// What it has come through before.
+    pub hops: &'a Hops,
+    /// The process that writes it.
+    pub instance: InstanceId,
 }
 
 /// Both ends, in one family.
@@ -109,10 +113,12 @@ fn write_binary(of: &Announcement<'_>) -> Vec<u8> {
     let mut block = addresses;
     block.extend(of.source.port().to_be_bytes());
     block.extend(of.destination.port().to_be_bytes());
+    let hops = of.hops.write(of.instance);
     let values = [
         (tlv::ALPN, of.alpn),
         (tlv::AUTHORITY, of.authority.map(str::as_bytes)),
         (tlv::UNIQUE_ID, Some(of.unique_id.as_bytes())),
+        (tlv::HOPS, Some(hops.as_slice())),
         (tlv::CRC32C, Some(&[0; 4][..])),
     ];
     for (kind, value) in values {
