@@ -3,6 +3,7 @@
 mod addr;
 mod connect;
 mod listener;
+mod own;
 mod pipe;
 mod proxy_protocol;
 mod reactor;
@@ -14,6 +15,7 @@ mod timer;
 pub use addr::{AddrError, ListenAddr, UpstreamAddr, canonical};
 pub use connect::{Place, connect, probe_transparent};
 pub use listener::{AcceptedSocket, Listener, adopt, bind, probe};
+pub use own::{OwnListeners, is_own};
 pub use pipe::{Filled, Pipe};
 pub use proxy_protocol::{
     Announcement, Hops, InstanceId, Opening, ProxyHeader, ProxyHeaderError, ProxyVersion,

@@ -1,7 +1,7 @@
 //! Listeners: names and addresses, each once.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,20 +125,6 @@ impl Listeners {
 
 /// The listener that a connection to `target` from this machine would come in on.
 pub(super) fn own(listeners: &[ListenerConfig], target: SocketAddr) -> Option<&ListenerConfig> {
-    // Connecting to 0.0.0.0 or [::] reaches this machine, as loopback does (Linux ip(7)).
-    let local = target.ip().is_loopback() || target.ip().is_unspecified();
-    let reaches = |bind: &ListenAddr| {
-        let socket = bind.socket();
-        let same_family = match (socket.ip(), target.ip()) {
-            (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => true,
-            (IpAddr::V6(_), IpAddr::V4(_)) => bind.dual_stack(),
-            (IpAddr::V4(_), IpAddr::V6(_)) => false,
-        };
-        let any = socket.ip().is_unspecified() && local;
-        let both_local = socket.ip().is_loopback() && target.ip().is_unspecified();
-        socket.port() != 0
-            && socket.port() == target.port()
-            && (socket == target || same_family && (any || both_local))
-    };
-    listeners.iter().find(|listener| listener.bind.iter().any(reaches))
+    // Which addresses this host has is not asked: a configuration is also checked elsewhere.
+    listeners.iter().find(|listener| listener.bind.iter().any(|bind| bind.takes(target, false)))
 }
