@@ -23,11 +23,13 @@ mod endpoint;
 mod members;
 mod pool;
 mod resolve;
+mod vet;
 
 pub use connect::Caller;
 pub use endpoint::{Endpoint, Lease, Target};
 pub use pool::Pool;
 pub use resolve::{Answers, Failing, Found, LookupError, ResolveError, Resolver, Watched};
+pub use vet::{Why, vet};
 
 /// The pools of one generation of the configuration, by name.
 #[derive(Debug, Default)]
