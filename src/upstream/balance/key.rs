@@ -14,7 +14,8 @@ const NAMES: u64 = 0x6e61_6d65;
 /// The key of a client: SipHash-2-4 of its address, 4 bytes, or of the upper half of its IPv6 address, 8 bytes, since it has
 /// that /64 to itself. An IPv4 address in IPv6 form is that IPv4 address.
 ///
-/// The `seed` is the first half of the hash's key: who knows it can find addresses that go to one endpoint.
+/// The `seed` is the first half of the hash's key, the same in proxies that are to agree: who knows it can find addresses
+/// that go to one endpoint.
 pub fn source_key(ip: IpAddr, seed: u64) -> u64 {
     let hasher = SipHasher24::new_with_keys(seed, SOURCES);
     match canonical(ip) {

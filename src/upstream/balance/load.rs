@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The time in which what is left of a slow answer falls to a third (1/e).
+/// Seconds in which what is left of a slow connect falls to a third (1/e).
 const DECAY: f32 = 10.0;
 /// Milliseconds after which a latency that no other followed is no longer believed. An endpoint that was slow once is
 /// not chosen, so nothing would ever be known of it again. Forgotten at once instead of fading: one that seems faster and
