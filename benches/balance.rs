@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use portcullis::upstream::{Algorithm, Balancer, Load, Member, Sticky, WHOLE, name_key, source_key};
+use portcullis::upstream::balance::{Algorithm, Balancer, Load, Member, Sticky, name_key, source_key};
 
 /// Connections open at a time.
 const HELD: usize = 10_000;
@@ -16,7 +16,7 @@ const HELD: usize = 10_000;
 fn members(count: u32) -> Vec<Member> {
     let member = |n: u32| Member {
         id: name_key(&format!("{}:443", Ipv4Addr::from_bits(0x0a00_0000 + n))),
-        weight: (1 + n % 5) * WHOLE,
+        weight: (1 + n % 5) * 256,
         load: Arc::new(Load::new()),
     };
     (0..count).map(member).collect()

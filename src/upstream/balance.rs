@@ -26,10 +26,8 @@ use maglev::Maglev;
 use rotation::Rotation;
 use shares::Shares;
 
-/// What a weight of one is as an effective weight: slow start gives fractions of it.
-pub const WHOLE: u32 = 256;
-/// The largest effective weight; more counts as this. That of a weight of 256.
-pub const MAX_WEIGHT: u32 = 256 * WHOLE;
+/// The largest effective weight; more counts as this.
+pub const MAX_WEIGHT: u32 = 1 << 16;
 /// Of its weight a member has so much, one part in ten, when its slow start begins.
 const RAMP_FROM: u32 = 10;
 /// Members drawn before all of them are looked at: when half of them cannot be chosen, one look at all comes in four
@@ -283,10 +281,10 @@ fn rank(count: u32, weight: u32) -> u64 {
     (u64::from(count) << 32) / u64::from(weight.max(1))
 }
 
-/// The effective weight of an endpoint of `weight`, which is `since_up` after it became available, of a slow start of
-/// `length`: from a tenth of it to all of it, in parts of a [`WHOLE`].
-pub fn ramp(weight: u32, since_up: Duration, length: Duration) -> u32 {
-    let full = weight.saturating_mul(WHOLE).clamp(1, MAX_WEIGHT);
+/// The effective weight of an endpoint that is `since_up` after it became available, of a slow start of `length`: from a
+/// tenth of its `full` effective weight to all of it.
+pub fn ramp(full: u32, since_up: Duration, length: Duration) -> u32 {
+    let full = full.clamp(1, MAX_WEIGHT);
     if since_up >= length {
         return full;
     }
@@ -294,6 +292,22 @@ pub fn ramp(weight: u32, since_up: Duration, length: Duration) -> u32 {
     let gained = u128::from(full - first) * since_up.as_nanos() / length.as_nanos();
     // Below `full` since the time is below `length`.
     first + u32::try_from(gained).unwrap_or(0)
+}
+
+/// Effective weights of these `shares`, as fine as they can be: the largest is at most [`MAX_WEIGHT`]. A share of 0 stays
+/// one, any other is at least 1.
+pub fn effective(shares: &[u64]) -> Vec<u32> {
+    let most = shares.iter().copied().max().unwrap_or(0).max(1);
+    let scaled = |share: u64| {
+        let weight = u128::from(share) * u128::from(MAX_WEIGHT) / u128::from(most);
+        // At most `MAX_WEIGHT`.
+        u32::try_from(weight).unwrap_or(MAX_WEIGHT).max(u32::from(share > 0))
+    };
+    // Whole multiples where that is possible, so that equal parts stay so.
+    match u64::from(MAX_WEIGHT) / most {
+        0 => shares.iter().map(|share| scaled(*share)).collect(),
+        factor => shares.iter().map(|share| u32::try_from(share * factor).unwrap_or(MAX_WEIGHT)).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 //! the configuration lists, the addresses that names have, health, what an operator did. It makes new [`Members`] of
 //! it whenever something has changed; the data plane reads those, and tells what came of its connections.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::balance::{Algorithm, ramp};
+use super::balance::{Algorithm, effective, ramp};
 use super::endpoint::{Endpoint, Target};
 use super::members::{Listed, Members, Rank};
 use super::resolve::{Found, Resolver, Watched};
@@ -117,10 +117,14 @@ impl Pool {
         let mut endpoints = self.state.endpoints();
         let first = endpoints.is_empty();
         let mut current = HashMap::new();
-        let mut listed = Vec::new();
+        let (mut listed, mut shares) = (Vec::new(), Vec::new());
         let mut due = None;
-        for (backend, target, found) in self.targets() {
+        let targets = self.targets();
+        let dual = with_ipv6(&targets);
+        for (backend, target, found) in targets {
             let name: Arc<str> = backend.address.to_string().into();
+            let mut rank = rank(&backend, found.as_ref());
+            rank.second_family = is_ipv4(&target) && dual.contains(&backend.address);
             let key = (name, target);
             let endpoint = endpoints
                 .get(&key)
@@ -132,19 +136,16 @@ impl Pool {
                 tracing::info!(upstream = %self.config.name, backend = %key.0, address = %key.1,
                     available = endpoint.is_available(), "a backend changed");
             }
-            let (weight, until) = self.weight(&backend, found.as_ref(), &endpoint, now);
-            due = earliest(due, until);
             due = earliest(due, endpoint.status().ejected_until);
+            shares.push(share(&backend, found.as_ref(), &endpoint));
             let near = self.zone.is_some() && backend.zone == self.zone;
-            listed.push(Listed {
-                endpoint: Arc::clone(&endpoint),
-                weight,
-                rank: rank(&backend, found.as_ref()),
-                near,
-            });
+            listed.push(Listed { endpoint: Arc::clone(&endpoint), weight: 0, rank, near });
             current.insert(key, endpoint);
         }
-        prefer_ipv6(&mut listed);
+        for (one, full) in listed.iter_mut().zip(effective(&shares)) {
+            let until = self.weigh(one, full, now);
+            due = earliest(due, until);
+        }
         *endpoints = current;
         drop(endpoints);
         let members = Arc::new(Members::new(listed, self.algorithm(), &self.state.newest.load()));
@@ -202,25 +203,17 @@ impl Pool {
         all
     }
 
-    /// The share of an endpoint now, and when it changes by itself.
-    fn weight(
-        &self,
-        backend: &BackendConfig,
-        found: Option<&Found>,
-        endpoint: &Endpoint,
-        now: Instant,
-    ) -> (u32, Option<Instant>) {
-        let by_record = found.map_or(1, |found| u32::from(found.weight).max(1));
-        let weight = backend.weight.saturating_mul(by_record);
-        let status = endpoint.status();
+    /// Gives an endpoint its weight of now, which is `full` once it has started; says when it changes by itself.
+    fn weigh(&self, one: &mut Listed, full: u32, now: Instant) -> Option<Instant> {
+        let status = one.endpoint.status();
         let length = self.config.slow_start;
         let since = now.saturating_duration_since(status.since);
-        let weight = weight.saturating_mul(status.agent.unwrap_or(100)).div_ceil(100);
-        if !status.newcomer || since >= length {
-            return (ramp(weight, length, length), None);
+        if full == 0 || !status.newcomer || since >= length {
+            one.weight = full;
+            return None;
         }
-        let step = (length / RAMP_STEPS).max(RAMP_STEP_MIN);
-        (ramp(weight, since, length), Some(now + step))
+        one.weight = ramp(full, since, length);
+        Some(now + (length / RAMP_STEPS).max(RAMP_STEP_MIN))
     }
 
     fn algorithm(&self) -> Algorithm {
@@ -287,6 +280,13 @@ impl PoolState {
     }
 }
 
+/// The share of an endpoint beside others: by the configuration, by its SRV record, by what its agent asks for.
+fn share(backend: &BackendConfig, found: Option<&Found>, endpoint: &Endpoint) -> u64 {
+    let by_record = found.map_or(1, |found| u64::from(found.weight));
+    let by_agent = u64::from(endpoint.status().agent.unwrap_or(100));
+    u64::from(backend.weight) * by_record * by_agent
+}
+
 /// Whether connections may be made to it, by what is known.
 fn is_available(endpoint: &Endpoint, now: Instant) -> bool {
     let status = endpoint.status();
@@ -297,18 +297,17 @@ fn rank(backend: &BackendConfig, found: Option<&Found>) -> Rank {
     Rank { tier: backend.tier, priority: found.map_or(0, |found| found.priority), ..Rank::default() }
 }
 
-/// Ranks IPv4 addresses of names that have IPv6 ones, too, behind those (RFC 6724, RFC 8305).
-fn prefer_ipv6(listed: &mut [Listed]) {
-    let ip = |one: &Listed| match &one.endpoint.target {
-        Target::Tcp(addr) => Some(addr.ip()),
-        Target::Unix(_) => None,
-    };
-    let is_v6 = |one: &Listed| ip(one).is_some_and(|ip: IpAddr| ip.is_ipv6());
-    let dual: std::collections::HashSet<Arc<str>> =
-        listed.iter().filter(|one| is_v6(one)).map(|one| Arc::clone(&one.endpoint.name)).collect();
-    for one in listed {
-        one.rank.second_family = !is_v6(one) && dual.contains(&one.endpoint.name);
-    }
+/// The hosts that have IPv6 addresses: their IPv4 ones are behind those (RFC 6724, RFC 8305). Of a service nothing tells
+/// which addresses are those of the same host.
+fn with_ipv6(targets: &[(BackendConfig, Target, Option<Found>)]) -> HashSet<UpstreamAddr> {
+    let hosts = targets.iter().filter(|(backend, target, _)| {
+        matches!((&backend.address, target), (UpstreamAddr::Name { .. }, Target::Tcp(addr)) if addr.is_ipv6())
+    });
+    hosts.map(|(backend, ..)| backend.address.clone()).collect()
+}
+
+fn is_ipv4(target: &Target) -> bool {
+    matches!(target, Target::Tcp(addr) if addr.is_ipv4())
 }
 
 /// The earlier of two moments that may come.
