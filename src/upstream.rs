@@ -28,7 +28,7 @@ mod vet;
 pub use connect::Caller;
 pub use endpoint::{Endpoint, Lease, Target};
 pub use pool::Pool;
-pub use resolve::{Answers, Failing, Found, LookupError, ResolveError, Resolver, Watched};
+pub use resolve::{Answers, Failing, Found, LookupError, OnDemand, ResolveError, Resolver, Watched};
 pub use vet::{Why, vet};
 
 /// The pools of one generation of the configuration, by name.

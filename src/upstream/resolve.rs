@@ -5,6 +5,7 @@
 
 mod ask;
 mod course;
+mod on_demand;
 mod refresh;
 mod source;
 mod watched;
@@ -24,6 +25,7 @@ use crate::config::DnsConfig;
 use crate::telemetry::{Family, Registry};
 
 pub use ask::LookupError;
+pub use on_demand::OnDemand;
 pub use watched::{Failing, Found, Watched};
 
 use ask::Questions;
@@ -56,13 +58,18 @@ const STALE: Family = Family {
 pub struct Resolver {
     config: DnsConfig,
     names: HashMap<Key, Arc<Watched>>,
+    /// Made when it is first asked for.
+    on_demand: Option<OnDemand>,
     metrics: Metrics,
     tasks: JoinSet<()>,
 }
 
 /// What is known of names at some time.
 #[derive(Debug)]
-pub struct Answers(HashMap<Key, (Arc<[Found]>, Arc<State>)>);
+pub struct Answers {
+    names: HashMap<Key, (Arc<[Found]>, Arc<State>)>,
+    on_demand: Option<OnDemand>,
+}
 
 /// A name as it is asked for.
 type Key = (Kind, Box<str>);
@@ -82,16 +89,17 @@ struct Metrics {
     ok: Counter,
     negative: Counter,
     failed: Counter,
+    busy: Counter,
     seconds: Histogram,
     stale: Gauge,
 }
 
 impl Metrics {
     fn new(registry: &Registry) -> Self {
-        let [ok, negative, failed] =
-            ["ok", "negative", "failed"].map(|result| registry.counter(&LOOKUPS, &[result]));
+        let [ok, negative, failed, busy] =
+            ["ok", "negative", "failed", "busy"].map(|result| registry.counter(&LOOKUPS, &[result]));
         let seconds = registry.histogram(&LOOKUP_TIME, &[]);
-        Self { ok, negative, failed, seconds, stale: registry.gauge(&STALE, &[]) }
+        Self { ok, negative, failed, busy, seconds, stale: registry.gauge(&STALE, &[]) }
     }
 
     /// Counts a look-up and how long it `took`.
@@ -115,7 +123,13 @@ impl Resolver {
     /// A resolver without names.
     pub fn new(config: &DnsConfig, registry: &Registry) -> Self {
         let metrics = Metrics::new(registry);
-        Self { config: config.clone(), names: HashMap::new(), metrics, tasks: JoinSet::new() }
+        Self {
+            config: config.clone(),
+            names: HashMap::new(),
+            on_demand: None,
+            metrics,
+            tasks: JoinSet::new(),
+        }
     }
 
     /// The shared entry of the host `name`; it has no addresses before [`Resolver::start`].
@@ -134,16 +148,27 @@ impl Resolver {
         Arc::clone(entry.or_insert_with(|| Arc::new(Watched::new(kind, name))))
     }
 
+    /// Look-ups of names that are not known before; none is asked for before [`Resolver::start`].
+    pub fn on_demand(&mut self) -> OnDemand {
+        let on_demand =
+            self.on_demand.get_or_insert_with(|| OnDemand::with(&self.config, self.metrics.clone()));
+        on_demand.clone()
+    }
+
     /// Starts to resolve all names on `runtime`, and goes on until dropped.
     ///
     /// # Errors
     /// When there are names and no nameservers are known.
     pub fn start(&mut self, runtime: &Handle) -> Result<(), ResolveError> {
-        if self.names.is_empty() {
+        if self.names.is_empty() && self.on_demand.is_none() {
             return Ok(());
         }
+        let source = Arc::new(Source::new(&self.config)?);
+        if let Some(on_demand) = &self.on_demand {
+            on_demand.start_with(runtime, Arc::clone(&source));
+        }
         let questions = Questions {
-            source: Arc::new(Source::new(&self.config)?),
+            source,
             slots: Arc::new(Semaphore::new(CONCURRENT)),
             timeout: self.config.timeout,
             family: self.config.family,
@@ -164,15 +189,18 @@ impl Resolver {
     /// What is known of all names now.
     pub fn answers(&self) -> Answers {
         let known = |(key, name): (&Key, &Arc<Watched>)| (key.clone(), (name.found(), name.state()));
-        Answers(self.names.iter().map(known).collect())
+        Answers { names: self.names.iter().map(known).collect(), on_demand: self.on_demand.clone() }
     }
 
     /// Begins with the `answers` of another resolver, so that names which both have are never without.
     pub fn begin_with(&mut self, answers: &Answers) {
         for (key, name) in &self.names {
-            if let Some((found, state)) = answers.0.get(key).filter(|(found, _)| !found.is_empty()) {
+            if let Some((found, state)) = answers.names.get(key).filter(|(found, _)| !found.is_empty()) {
                 name.begin_with(found, State::clone(state));
             }
+        }
+        if let (Some(on_demand), Some(known)) = (&self.on_demand, &answers.on_demand) {
+            on_demand.begin_with(known);
         }
     }
 

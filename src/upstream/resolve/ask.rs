@@ -42,6 +42,12 @@ pub enum LookupError {
     /// The nameserver could not be asked, could not find out, or said what makes no sense.
     #[error("no nameserver could tell")]
     Failed(#[source] NetError),
+    /// Too many names are asked for at once.
+    #[error("too many names are looked up at once")]
+    Busy,
+    /// Nobody asks: the process is ending.
+    #[error("names are not looked up any more")]
+    Ended,
 }
 
 /// What is asked, and within which bounds.
@@ -105,7 +111,7 @@ impl LookupError {
     pub fn is_negative(&self) -> bool {
         match self {
             Self::NoName { .. } | Self::NoRecord { .. } => true,
-            Self::Timeout | Self::Failed(_) => false,
+            Self::Timeout | Self::Failed(_) | Self::Busy | Self::Ended => false,
         }
     }
 
@@ -113,7 +119,7 @@ impl LookupError {
     pub(super) fn ttl(&self) -> Option<Duration> {
         match self {
             Self::NoName { ttl } | Self::NoRecord { ttl } => *ttl,
-            Self::Timeout | Self::Failed(_) => None,
+            Self::Timeout | Self::Failed(_) | Self::Busy | Self::Ended => None,
         }
     }
 
