@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::config::DnsFamily;
 use crate::net::{Reactor, Timers};
+use crate::upstream::Resolver;
 
 /// A nameserver that knows `*.good.test` and answers when it has slept.
 struct Nameserver {
@@ -165,4 +166,27 @@ fn without_a_runtime_there_is_an_error_and_no_wait() {
     runtime.shutdown_background();
     let after = on_a_worker(async || on_demand.find("a.good.test").await);
     assert!(matches!(after, Err(LookupError::Ended)), "{after:?}");
+}
+
+#[test]
+fn what_is_known_outlives_a_reload() {
+    let server = Nameserver::start(Duration::ZERO);
+    let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let (runtime, registry) = (Runtime::new().unwrap(), Registry::new().unwrap());
+    let generation = |at: SocketAddr, before: Option<&Resolver>| {
+        let mut resolver = Resolver::new(&config(at), &registry);
+        let on_demand = resolver.on_demand();
+        if let Some(before) = before {
+            resolver.begin_with(&before.answers());
+        }
+        resolver.start(runtime.handle()).unwrap();
+        (resolver, on_demand)
+    };
+    let (first, on_demand) = generation(server.addr(), None);
+    on_a_worker(async || on_demand.find("a.good.test").await).unwrap();
+    let (second, on_demand) = generation(silent.local_addr().unwrap(), Some(&first));
+    drop(first);
+    let found = on_a_worker(async || on_demand.find("a.good.test").await).unwrap();
+    assert_eq!((found[0].to_string().as_str(), server.queries()), ("192.0.2.7", 1));
+    drop(second);
 }
