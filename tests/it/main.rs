@@ -20,6 +20,7 @@ mod balance;
 mod cli;
 mod config_samples;
 mod dns;
+mod dns_faults;
 mod dns_services;
 mod faults_exhaustion;
 mod faults_hello;

@@ -8,6 +8,7 @@ pub(crate) mod hello;
 pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod named;
+pub(crate) mod nameserver;
 pub(crate) mod netns;
 pub(crate) mod pattern;
 pub(crate) mod process;

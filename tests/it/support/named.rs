@@ -30,16 +30,16 @@ impl Named {
 
     /// Starts one with these lines of a zone file (RFC 1035 §5).
     pub(crate) fn with_zone(records: &str) -> Self {
-        Self::at(free_port(), records)
+        Self::at((Ipv4Addr::LOCALHOST, free_port()).into(), records)
     }
 
-    /// The same at a port of 127.0.0.1, where one may have been before.
-    pub(crate) fn at(port: u16, records: &str) -> Self {
+    /// The same at an address of IPv4, where one may have been before.
+    pub(crate) fn at(addr: SocketAddr, records: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().display();
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (ip, port) = (addr.ip(), addr.port());
         let config = format!(
-            "options {{ directory \"{at}\"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }};\n\
+            "options {{ directory \"{at}\"; listen-on port {port} {{ {ip}; }}; listen-on-v6 {{ none; }};\n\
              recursion no; pid-file \"{at}/pid\"; session-keyfile \"{at}/session.key\"; }};\n\
              controls {{}};\n\
              zone \"backend.test\" {{ type primary; file \"zone\"; notify no; }};\n"
