@@ -24,7 +24,7 @@ use crate::control::{Generation, REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
-use crate::net::{self, InstanceId};
+use crate::net::{self, InstanceId, OwnListeners};
 use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::service::{self, Heart};
 use crate::snapshot::Snapshot;
@@ -248,12 +248,7 @@ impl Bound {
     /// # Errors
     /// What keeps it from starting. Once it serves, nothing ends it but a signal or a defect in a worker.
     pub fn run(self, hangup: Hangup) -> Result<(), StartError> {
-        let control = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("control")
-            .enable_all()
-            .build()
-            .map_err(StartError::Thread)?;
+        let control = control_runtime().map_err(StartError::Thread)?;
         // Before all that takes its time: until then most of them end the process.
         let signals = control.block_on(async { Signals::listen(hangup) }).map_err(StartError::Thread)?;
         let registry = Arc::new(Registry::new()?);
@@ -261,7 +256,8 @@ impl Bound {
         let Self { config, file, workers, sockets, admin, inherited, program } = self;
         let access_log = open_access_log(&config.access_log, &registry)?;
         let mut resolver = Resolver::new(&config.dns, &registry);
-        let snapshot = Snapshot::new(&config, None, &mut resolver, &registry);
+        let own = Arc::new(OwnListeners::default());
+        let snapshot = Snapshot::new(&config, None, &mut resolver, &own, &registry);
         resolver.start(control.handle())?;
         let budget = Budget::new(&config, workers, sockets.len());
         budget.publish(&registry);
@@ -282,7 +278,7 @@ impl Bound {
             pipes: Arc::new(AtomicUsize::new(0)),
         });
         let (senders, configs) = worker_configs(inboxes.into_iter().zip(hearts), budget.pipes);
-        let listening = Listening::new(senders, shared.draining.clone(), Arc::clone(&registry));
+        let listening = Listening::new(senders, shared.draining.clone(), Arc::clone(&registry), own);
         let first = First {
             file,
             config,
@@ -300,6 +296,11 @@ impl Bound {
         shared.access_log.load().flush();
         result
     }
+}
+
+/// Of one thread: DNS, the admin server, signals and upkeep.
+fn control_runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()
 }
 
 /// What each worker is given, and where it finds its sockets.
@@ -334,7 +335,6 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
         info!(signal, "stopped before it served");
         return Ok(());
     }
-    live.keep_pools();
     let (requests, mut asked) = channel(REQUESTS);
     spawn_upkeep(control, &live, &requests);
     let admin = admin.map(|admin| {
@@ -353,6 +353,7 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
     let workers = spawn_workers(configs, &shared, &force)?;
     let serving = live.serving().load_full();
     live.listening.change(&serving.config, sockets);
+    live.keep_pools();
     readiness.set_ready();
     info!(workers = workers.len(), connections = shared.guard.load().cap(), "ready");
     service::ready(workers.len());

@@ -9,7 +9,7 @@ use metrics::{Counter, Histogram};
 
 use crate::config::{ActionConfig, Config, Timeouts};
 use crate::guard::Acl;
-use crate::net::{IdleLimits, ProxyVersion};
+use crate::net::{IdleLimits, OwnListeners, ProxyVersion};
 use crate::route::{RouteId, RouteTable};
 use crate::telemetry::{Family, Registry};
 use crate::upstream::{Pools, Resolver, Upstream};
@@ -92,14 +92,15 @@ pub struct Traffic {
 
 impl Snapshot {
     /// The snapshot of `config`, with what the pools of another one know; backends by name are asked of `resolver`,
-    /// which is not started here, nor are the pools.
+    /// which is not started here, nor are the pools. `own` is what backends may not be.
     pub fn new(
         config: &Config,
         before: Option<&Pools>,
         resolver: &mut Resolver,
+        own: &Arc<OwnListeners>,
         registry: &Arc<Registry>,
     ) -> Self {
-        let pools = Pools::new(config, before, resolver, registry);
+        let pools = Pools::new(config, before, resolver, own, registry);
         let live = config.routes.iter().map(|route| {
             let backends = match &route.action {
                 ActionConfig::Passthrough(passthrough) => {

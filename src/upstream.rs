@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::config::{ActionConfig, Balance, ClientKey, Config, PassthroughConfig};
-use crate::net::Socket;
+use crate::net::{OwnListeners, Socket};
 use crate::telemetry::Registry;
 
 pub mod balance;
@@ -87,6 +87,9 @@ pub enum ConnectError {
     /// It is of another family than the client, from whose address it was to be connected to.
     #[error("the backend is of another family than the client")]
     Family,
+    /// It is one of this process's own listeners.
+    #[error("the backend is this proxy itself")]
+    Loop,
     /// This machine could not: no descriptors, ports or memory left.
     #[error("no resources to connect")]
     Resource(#[source] io::Error),
@@ -99,6 +102,7 @@ impl Pools {
         config: &Config,
         before: Option<&Self>,
         resolver: &mut Resolver,
+        own: &Arc<OwnListeners>,
         registry: &Arc<Registry>,
     ) -> Self {
         let of_routes = config.routes.iter().filter_map(|route| match &route.action {
@@ -109,7 +113,7 @@ impl Pools {
         for upstream in config.upstreams.iter().chain(of_routes) {
             pools.entry(Arc::clone(&upstream.name)).or_insert_with(|| {
                 let before = before.and_then(|before| before.0.get(&upstream.name)).map(Arc::as_ref);
-                Arc::new(Pool::new(upstream, config.zone.as_ref(), before, resolver, registry))
+                Arc::new(Pool::new(upstream, config.zone.as_ref(), before, resolver, own, registry))
             });
         }
         Self(pools)
@@ -166,7 +170,7 @@ impl Upstream {
 
 impl ConnectError {
     /// The words for the variants in logs and metrics.
-    pub const REASONS: [&str; 5] = ["no_endpoint", "timeout", "refused", "family", "resource"];
+    pub const REASONS: [&str; 6] = ["no_endpoint", "timeout", "refused", "family", "loop", "resource"];
 
     /// The word for it.
     pub fn reason(&self) -> &'static str {
@@ -175,6 +179,7 @@ impl ConnectError {
             Self::Timeout => "timeout",
             Self::Refused(_) => "refused",
             Self::Family => "family",
+            Self::Loop => "loop",
             Self::Resource(_) => "resource",
         }
     }

@@ -225,7 +225,13 @@ mod tests {
         let mut resolver = Resolver::new(&config.dns, registry);
         let shared = Shared {
             instance: InstanceId::random(),
-            snapshot: ArcSwap::from_pointee(Snapshot::new(config, None, &mut resolver, registry)),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(
+                config,
+                None,
+                &mut resolver,
+                &Arc::default(),
+                registry,
+            )),
             guard: ArcSwap::from_pointee(Guard::new(&config.limits, 1, registry)),
             access_log: ArcSwap::from_pointee(AccessLog::open(&config.access_log, registry).unwrap()),
             draining: CancellationToken::new(),

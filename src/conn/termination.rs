@@ -156,7 +156,7 @@ impl From<&ConnectError> for Termination {
         let cause = match error {
             ConnectError::NoEndpoint | ConnectError::Refused(_) => Cause::Upstream,
             ConnectError::Timeout => Cause::UpstreamTimeout,
-            ConnectError::Family => Cause::Policy,
+            ConnectError::Family | ConnectError::Loop => Cause::Policy,
             ConnectError::Resource(_) => Cause::Resource,
         };
         Self::new(cause, Stage::Connect, error.reason())

@@ -20,9 +20,16 @@ impl OwnListeners {
     /// Whether a connection to `target` would come in on one of them. The kernel is only asked whose the address is
     /// where that decides.
     pub fn take(&self, target: SocketAddr) -> bool {
-        let listeners = self.0.load();
-        let any = |is_own| listeners.iter().any(|listener| listener.takes(target, is_own));
-        any(false) || any(true) && is_own(target.ip())
+        self.any(target, false) || self.may_take(target) && is_own(target.ip())
+    }
+
+    /// Whether it would if the address were one of this host.
+    pub fn may_take(&self, target: SocketAddr) -> bool {
+        self.any(target, true)
+    }
+
+    fn any(&self, target: SocketAddr, is_own: bool) -> bool {
+        self.0.load().iter().any(|listener| listener.takes(target, is_own))
     }
 }
 

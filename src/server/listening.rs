@@ -15,7 +15,7 @@ use super::StartError;
 use crate::config::{Config, ListenerConfig};
 use crate::conn::{Address, ListenerContext};
 use crate::handover::{Inherited, Slot};
-use crate::net::{self, ListenAddr};
+use crate::net::{self, ListenAddr, OwnListeners};
 use crate::telemetry::Registry;
 use crate::worker::WorkerSocket;
 
@@ -42,6 +42,7 @@ pub(super) struct Listening {
     draining: CancellationToken,
     registry: Arc<Registry>,
     open: HashMap<Slot, Open>,
+    own: Arc<OwnListeners>,
 }
 
 /// The addresses of `config` with the listeners that they are of.
@@ -123,13 +124,20 @@ fn bind_group(
 }
 
 impl Listening {
-    /// Nothing yet, for workers that find their sockets at the other ends of `workers`.
+    /// Nothing yet, for workers that find their sockets at the other ends of `workers`. What it is from time to time is
+    /// told to `own`.
     pub(super) fn new(
         workers: Vec<UnboundedSender<WorkerSocket>>,
         draining: CancellationToken,
         registry: Arc<Registry>,
+        own: Arc<OwnListeners>,
     ) -> Self {
-        Self { workers, draining, registry, open: HashMap::new() }
+        Self { workers, draining, registry, open: HashMap::new(), own }
+    }
+
+    /// The addresses that are listened on.
+    pub(super) fn own(&self) -> &Arc<OwnListeners> {
+        &self.own
     }
 
     /// Binds what `config` has and is not open.
@@ -160,6 +168,9 @@ impl Listening {
             info!(listener = %address.listener().name, address = %slot.address, "no longer listening");
             address.close();
         }
+        // One whose address cannot be told is none that anybody could be led to.
+        let bound = self.open.values().filter_map(|open| ListenAddr::of(open.sockets.first()?).ok());
+        self.own.replace(bound.collect());
     }
 
     fn open_group(&self, group: Group, address: Arc<Address>) -> Open {

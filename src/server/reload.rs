@@ -183,14 +183,14 @@ impl Live {
     async fn prepare(&self) -> Result<Next, StartError> {
         let file = self.file.clone().ok_or(StartError::NoFile)?;
         let (registry, dns) = (Arc::clone(&self.registry), self.resolver.answers());
-        let before = self.shared.snapshot.load_full();
+        let (before, own) = (self.shared.snapshot.load_full(), Arc::clone(self.listening.own()));
         // Large configurations take their time, and the control runtime has one thread.
         let built = tokio::task::spawn_blocking(move || {
             let config = Config::load(&file)?;
             run_assertions(&config)?;
             probe_transparent(&config)?;
             let mut resolver = Resolver::new(&config.dns, &registry);
-            let snapshot = Snapshot::new(&config, Some(&before.pools), &mut resolver, &registry);
+            let snapshot = Snapshot::new(&config, Some(&before.pools), &mut resolver, &own, &registry);
             resolver.begin_with(&dns);
             Ok::<_, StartError>((config, snapshot, resolver))
         });
@@ -228,9 +228,10 @@ impl Live {
         // Before anybody chooses by them.
         snapshot.pools.refresh();
         let retired = self.shared.snapshot.swap(Arc::new(snapshot));
-        self.keep_pools();
         self.runtime.spawn(retire(retired));
         self.listening.change(&config, sockets);
+        // Which of their endpoints are this process itself is known from here on.
+        self.keep_pools();
         self.resolver = resolver;
         self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
         changes

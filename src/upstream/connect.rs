@@ -111,7 +111,8 @@ impl Attempts<'_, '_> {
     async fn connect(&mut self, endpoint: &Endpoint) -> Result<(Socket, usize), ConnectError> {
         let until = self.budget.min(self.timer.now() + self.limit);
         let start = Instant::now();
-        let result = match from_source(endpoint.target.place(), self.source) {
+        let place = if endpoint.is_own() { Err(ConnectError::Loop) } else { Ok(endpoint.target.place()) };
+        let result = match place.and_then(|place| from_source(place, self.source)) {
             Ok(place) => {
                 let connecting = connect(place, self.first, self.reactor);
                 match self.timer.timeout_at(until, connecting).await {

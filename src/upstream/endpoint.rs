@@ -54,6 +54,8 @@ pub struct Endpoint {
     pub load: Arc<Load>,
     /// Whether it may be chosen; what the data plane looks at.
     available: AtomicBool,
+    /// Whether it is this process itself: then it is not connected to.
+    own: AtomicBool,
     status: Mutex<Status>,
     metrics: Metrics,
 }
@@ -133,6 +135,7 @@ impl Endpoint {
             target,
             load: Arc::new(Load::new()),
             available: AtomicBool::new(true),
+            own: AtomicBool::new(false),
             status: Mutex::new(status),
             metrics,
         }
@@ -157,6 +160,16 @@ impl Endpoint {
         status.since = now;
         status.newcomer = available;
         true
+    }
+
+    /// Whether it is one of this process's own listeners.
+    pub(super) fn is_own(&self) -> bool {
+        self.own.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it is; tells whether that is news.
+    pub(super) fn set_own(&self, own: bool) -> bool {
+        self.own.swap(own, Ordering::Relaxed) != own
     }
 
     /// A connection to it was made, after so long.

@@ -21,7 +21,7 @@ use super::endpoint::{Endpoint, Target};
 use super::members::{Listed, Members, Rank};
 use super::resolve::{Found, Resolver, Watched};
 use crate::config::{BackendConfig, Balance, UpstreamConfig};
-use crate::net::UpstreamAddr;
+use crate::net::{OwnListeners, UpstreamAddr};
 use crate::telemetry::{Family, Registry};
 
 const CONNECT_TIME: Family = Family {
@@ -34,6 +34,8 @@ const CONNECT_TIME: Family = Family {
 const RAMP_STEPS: u32 = 20;
 /// But no more often than this.
 const RAMP_STEP_MIN: Duration = Duration::from_millis(250);
+/// How often it is asked again whether a host has an address.
+const OWN_LOOK: Duration = Duration::from_secs(5);
 /// When nothing is due: a look from time to time costs nothing.
 const IDLE_LOOK: Duration = Duration::from_secs(3600);
 
@@ -42,6 +44,7 @@ const IDLE_LOOK: Duration = Duration::from_secs(3600);
 pub struct Pool {
     config: Arc<UpstreamConfig>,
     zone: Option<Arc<str>>,
+    own: Arc<OwnListeners>,
     /// What outlives generations.
     state: Arc<PoolState>,
     /// Those of the backends that are names, in their order.
@@ -73,6 +76,7 @@ impl Pool {
         zone: Option<&Arc<str>>,
         before: Option<&Pool>,
         resolver: &mut Resolver,
+        own: &Arc<OwnListeners>,
         registry: &Arc<Registry>,
     ) -> Self {
         let mut names = HashMap::new();
@@ -91,6 +95,7 @@ impl Pool {
         Self {
             config: Arc::clone(config),
             zone: zone.cloned(),
+            own: Arc::clone(own),
             state,
             names,
             members: ArcSwap::from_pointee(Members::none()),
@@ -130,6 +135,7 @@ impl Pool {
                 .get(&key)
                 .or_else(|| current.get(&key))
                 .map_or_else(|| Arc::new(self.state.endpoint(&key, !first, now)), Arc::clone);
+            due = earliest(due, self.look_whose(&endpoint, now));
             endpoint.load.set_limit(backend.max_connections.unwrap_or(0));
             let news = endpoint.set_available(is_available(&endpoint, now), now);
             if news {
@@ -154,6 +160,18 @@ impl Pool {
         // Whoever waits looks again.
         self.state.room.notify_waiters();
         due
+    }
+
+    /// Finds out whether the endpoint is this process itself; gives when to look again, where that may change.
+    fn look_whose(&self, endpoint: &Endpoint, now: Instant) -> Option<Instant> {
+        let Target::Tcp(addr) = endpoint.target else { return None };
+        let is_own = self.own.take(addr);
+        if endpoint.set_own(is_own) {
+            tracing::warn!(upstream = %self.config.name, backend = %endpoint.name, address = %addr, is_own,
+                "whether a backend is this proxy itself has changed");
+        }
+        // Addresses come to hosts, and go.
+        self.own.may_take(addr).then_some(now + OWN_LOOK)
     }
 
     /// Does so whenever something has changed, until dropped.

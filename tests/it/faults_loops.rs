@@ -1,6 +1,7 @@
-//! Routes that lead back (L21): refused at load where that can be seen, and bounded by the limits where it cannot.
+//! Routes that lead back (L21): refused at load where that can be seen, not connected to where names or networks say so
+//! later, ended where headers tell, and bounded by the limits where nobody can know.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use crate::support::backend::Backend;
 use crate::support::client::{Outcome, free_port, loopback, probe, probe_from, served, timed};
 use crate::support::headers::{TRUSTED, proxy_with, tlv, v2};
 use crate::support::hello::to;
+use crate::support::named::Named;
+use crate::support::netns::{Host, with_hosts};
 use crate::support::proxy::{Proxy, on_config};
-use crate::support::wait_for;
+use crate::support::{SOON, until, wait_for};
 
 /// Connections of one address by default.
 const PER_IP: usize = 256;
@@ -24,6 +27,99 @@ fn a_route_to_its_own_address_is_refused_at_load() {
             assert!(got.stderr.contains("would connect to itself"), "{verb}: {}", got.stderr);
         }
     }
+}
+
+/// That a client's connection came to nothing because its backend would have been the proxy itself.
+fn assert_ends_in_a_loop(proxy: &Proxy, name: &str) {
+    let addr = SocketAddr::from((loopback(1), proxy.addr().port()));
+    assert_eq!(probe(addr, &to(name)), Outcome::Alert(80), "{name}");
+    let line = proxy.access_line(name, |line| line["sni"] == name && line["reason"] == "loop");
+    assert_eq!((&line["stage"], &line["cause"]), (&"connect".into(), &"policy".into()), "{line}");
+}
+
+#[test]
+fn a_name_that_leads_to_its_own_listener_is_not_connected_to() {
+    let backend = Backend::tagged("a");
+    let named = Named::start(&[("self", loopback(1)), ("wide", loopback(7)), ("other", loopback(9))]);
+    let [narrow, wide, later] = [free_port(), free_port(), free_port()];
+    let config = |listen: &str| {
+        format!(
+            "listen = ['127.0.0.1:{narrow}', ':{wide}'{listen}]\nadmin = '127.0.0.1:0'\n\
+             dns = {{ servers = ['{}'] }}\n\
+             [[route]]\nsni = 'hosts.test'\nto = 'localhost:{narrow}'\n\
+             [[route]]\nsni = 'self.test'\nto = 'self.backend.test:{narrow}'\n\
+             [[route]]\nsni = 'wide.test'\nto = 'wide.backend.test:{wide}'\n\
+             [[route]]\nsni = 'later.test'\nto = 'other.backend.test:{later}'\n\
+             [[route]]\nname = 'both'\nsni = 'both.test'\nto = ['self.backend.test:{narrow}', '{backend}']\n",
+            named.addr()
+        )
+    };
+    let mut proxy = Proxy::start(&config(""));
+    let before = proxy.process.sockets();
+    for name in ["hosts.test", "self.test", "wide.test"] {
+        assert_ends_in_a_loop(&proxy, name);
+    }
+    // Another backend serves, and this one counts as failed.
+    for _ in 0..4 {
+        assert_eq!(probe(proxy.addr(), &to("both.test")), served("a"));
+    }
+    let labels = [("upstream", "both"), ("reason", "loop")];
+    assert!(proxy.metrics().sum("portcullis_upstream_connect_failures_total", &labels) >= 1.0);
+    // Whoever listens there now: a stranger first, and then the proxy.
+    let stranger = Backend::tagged_at((loopback(9), later).into(), "stranger");
+    assert_eq!(probe(proxy.addr(), &to("later.test")), served("stranger"));
+    drop(stranger);
+    until("the port to be free", SOON, || std::net::TcpListener::bind((loopback(9), later)).ok());
+    proxy.reconfigure(&config(&format!(", '127.0.0.9:{later}'")));
+    assert_ends_in_a_loop(&proxy, "later.test");
+    assert_eq!(probe((loopback(9), later).into(), &to("both.test")), served("a"), "it listens there");
+    proxy.reconfigure(&config(""));
+    let refused = probe(proxy.addr(), &to("later.test"));
+    assert_eq!(refused, Outcome::Alert(80));
+    proxy.access_line("nobody there", |line| line["sni"] == "later.test" && line["reason"] == "refused");
+    wait_for("sockets to be given back", || proxy.process.sockets() <= before);
+    proxy.assert_sound();
+}
+
+/// On a wildcard the kernel tells which addresses are this host's: also the second of a network, and one that comes later.
+#[test]
+fn a_wildcard_listener_is_known_by_any_address_of_the_host() {
+    with_hosts(|| {
+        let [host, other] = [Host::new(), Host::new()];
+        Host::join((&host, Ipv4Addr::new(10, 0, 7, 1)), (&other, Ipv4Addr::new(10, 0, 7, 2)));
+        for addr in ["10.0.7.3/24 dev net7", "fd00:7::1/128 dev lo"] {
+            host.execute(&format!("ip address add {addr}"), "");
+        }
+        let config = ["10.0.7.1", "10.0.7.3", "[fd00:7::1]", "10.0.7.9"]
+            .iter()
+            .enumerate()
+            .map(|(n, addr)| format!("[[route]]\nsni = 'r{n}.test'\nto = '{addr}:8443'\n"));
+        let config: String = config.collect();
+        let mut proxy = host.run(|| {
+            Proxy::start(&format!(
+                "listen = ':8443'\nadmin = '127.0.0.1:0'\ntimeouts = {{ connect = '300ms' }}\n{config}"
+            ))
+        });
+        let at = SocketAddr::from((loopback(1), 8443));
+        let looped = || {
+            let lines = proxy.access_log();
+            lines.iter().any(|line| line["sni"] == "r3.test" && line["reason"] == "loop")
+        };
+        host.run(|| {
+            for name in ["r0.test", "r1.test", "r2.test"] {
+                assert_ends_in_a_loop(&proxy, name);
+            }
+            assert_eq!(probe(at, &to("r3.test")), Outcome::Alert(80), "nobody has it");
+        });
+        assert!(!looped());
+        // An address that moves to this host.
+        host.execute("ip address add 10.0.7.9/24 dev net7", "");
+        until("it to be noticed", SOON, || {
+            host.run(|| probe(at, &to("r3.test")));
+            looped().then_some(())
+        });
+        host.run(|| proxy.assert_sound());
+    });
 }
 
 /// Two proxies that trust each other and lead to each other: the first one knows its own connections again.
@@ -94,8 +190,8 @@ fn canary(addr: SocketAddr, over: &AtomicBool) {
     }
 }
 
-/// Between two proxies, and through a name of its own, nobody can see it: each round is one connection more from this
-/// host's address, until its limit refuses one, which ends all of them.
+/// Between two proxies that tell each other nothing nobody can see it: each round is one connection more from this host's
+/// address, until its limit refuses one, which ends all of them.
 #[test]
 fn a_loop_ends_at_the_limit_by_address_and_costs_nobody_else() {
     let backend = Backend::tagged("a");
@@ -104,7 +200,6 @@ fn a_loop_ends_at_the_limit_by_address_and_costs_nobody_else() {
         Proxy::start(&format!(
             "listen = '127.0.0.1:{own}'\nadmin = '127.0.0.1:0'\n\
              [[route]]\nsni = 'loop.test'\nto = '127.0.0.1:{other}'\n\
-             [[route]]\nsni = 'self.test'\nto = 'localhost:{own}'\n\
              [[route]]\nsni = 'a.test'\nto = '{backend}'\n"
         ))
     };
@@ -120,12 +215,10 @@ fn a_loop_ends_at_the_limit_by_address_and_costs_nobody_else() {
             most
         });
         let canary = scope.spawn(|| canary(proxies[0].addr(), &over));
-        for round in 0..6 {
-            for name in ["loop.test", "self.test"] {
-                let outcome = probe_from(loopback(2 + round), proxies[0].addr(), &to(name));
-                let refused = matches!(outcome, Outcome::Reset | Outcome::Closed | Outcome::Alert(80));
-                assert!(refused, "{name}: {outcome:?}");
-            }
+        for round in 0..12 {
+            let outcome = probe_from(loopback(2 + round), proxies[0].addr(), &to("loop.test"));
+            let refused = matches!(outcome, Outcome::Reset | Outcome::Closed | Outcome::Alert(80));
+            assert!(refused, "{outcome:?}");
         }
         over.store(true, Ordering::SeqCst);
         canary.join().unwrap();
