@@ -161,6 +161,8 @@ pub enum ActionConfig {
 pub struct PassthroughConfig {
     /// The backends to share connections over; of several routes that name the same group, the same.
     pub upstream: Arc<UpstreamConfig>,
+    /// Where clients name the server: networks that it may be in although they are not the public's.
+    pub internal: Vec<IpNet>,
     /// The PROXY header that they are sent first.
     pub proxy_protocol: Option<ProxyVersion>,
     /// Where it is written that they are connected to from the client's own address, if it is.

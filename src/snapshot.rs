@@ -105,7 +105,7 @@ impl Snapshot {
             let backends = match &route.action {
                 ActionConfig::Passthrough(passthrough) => {
                     pools.find(&passthrough.upstream.name).map(|pool| Backends {
-                        upstream: Upstream::new(pool, passthrough),
+                        upstream: Upstream::new(pool, passthrough, resolver),
                         proxy_protocol: passthrough.proxy_protocol,
                         idle: IdleLimits {
                             open: passthrough.idle_timeout,

@@ -20,6 +20,7 @@ use crate::telemetry::Registry;
 pub mod balance;
 mod connect;
 mod endpoint;
+mod forward;
 mod members;
 mod pool;
 mod resolve;
@@ -27,6 +28,7 @@ mod vet;
 
 pub use connect::Caller;
 pub use endpoint::{Endpoint, Lease, Target};
+pub use forward::Forward;
 pub use pool::Pool;
 pub use resolve::{Answers, Failing, Found, LookupError, OnDemand, ResolveError, Resolver, Watched};
 pub use vet::{Why, vet};
@@ -48,6 +50,8 @@ pub struct Upstream {
     connect_timeout: Duration,
     /// Whether endpoints are connected to from the client's own address.
     transparent: bool,
+    /// Where clients name the server: how it is found.
+    forward: Option<Forward>,
 }
 
 /// A connection to a backend.
@@ -90,6 +94,12 @@ pub enum ConnectError {
     /// It is one of this process's own listeners.
     #[error("the backend is this proxy itself")]
     Loop,
+    /// The address of the server that the client names is none that clients may be led to.
+    #[error("clients may not be led to the server's address")]
+    Blocked(#[source] Why),
+    /// Nobody could say in time which address the server has that the client names.
+    #[error("the server's name could not be looked up")]
+    Dns(#[source] LookupError),
     /// This machine could not: no descriptors, ports or memory left.
     #[error("no resources to connect")]
     Resource(#[source] io::Error),
@@ -152,25 +162,30 @@ impl Pools {
 
 impl Upstream {
     /// `pool` as a route uses it.
-    pub fn new(pool: &Arc<Pool>, config: &PassthroughConfig) -> Self {
+    pub fn new(pool: &Arc<Pool>, config: &PassthroughConfig, resolver: &mut Resolver) -> Self {
+        let named = config.upstream.server_name();
+        let forward = named.map(|_| pool.forward(resolver.on_demand(), config.internal.clone()));
         Self {
             pool: Arc::clone(pool),
             connect_timeout: config.connect_timeout,
             transparent: config.transparent.is_some(),
+            forward,
         }
     }
 
     /// Whether it matters which server name a client asks for.
     pub fn tells_names_apart(&self) -> bool {
         let config = self.pool.config();
-        matches!(config.balance, Balance::Hash { on: ClientKey::Sni, .. })
+        self.forward.is_some()
+            || matches!(config.balance, Balance::Hash { on: ClientKey::Sni, .. })
             || matches!(config.sticky, Some((ClientKey::Sni, _)))
     }
 }
 
 impl ConnectError {
     /// The words for the variants in logs and metrics.
-    pub const REASONS: [&str; 6] = ["no_endpoint", "timeout", "refused", "family", "loop", "resource"];
+    pub const REASONS: [&str; 8] =
+        ["no_endpoint", "timeout", "refused", "family", "loop", "blocked", "dns", "resource"];
 
     /// The word for it.
     pub fn reason(&self) -> &'static str {
@@ -180,6 +195,8 @@ impl ConnectError {
             Self::Refused(_) => "refused",
             Self::Family => "family",
             Self::Loop => "loop",
+            Self::Blocked(_) => "blocked",
+            Self::Dns(_) => "dns",
             Self::Resource(_) => "resource",
         }
     }

@@ -191,11 +191,14 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
         Decision::Route(route) => match route.action() {
             ActionConfig::Passthrough(passthrough) => {
                 let backends: Vec<_> = passthrough.upstream.addresses().map(ToString::to_string).collect();
-                let _ = writeln!(
-                    out,
-                    "backends  {} in turn, the next one when a connect fails",
-                    backends.join(", ")
-                );
+                let _ = match passthrough.upstream.server_name() {
+                    Some(port) => writeln!(out, "backend   the server that the client names, at port {port}"),
+                    None => writeln!(
+                        out,
+                        "backends  {} in turn, the next one when a connect fails",
+                        backends.join(", ")
+                    ),
+                };
                 let _ = writeln!(
                     out,
                     "timeouts  hello {:?}, connect {:?}, idle {:?}, half-closed {:?}",

@@ -67,6 +67,8 @@ pub enum ErrorKind {
     Conflict,
     /// A backend that is the proxy itself.
     SelfLoop,
+    /// A route would lead clients wherever they want.
+    OpenForward,
 }
 
 /// One error of a configuration.
@@ -94,7 +96,7 @@ enum Where {
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Io,
         Self::TooLarge,
         Self::Encoding,
@@ -118,6 +120,7 @@ impl ErrorKind {
         Self::DuplicateValue,
         Self::Conflict,
         Self::SelfLoop,
+        Self::OpenForward,
     ];
 
     /// Its stable name in kebab-case.
@@ -146,6 +149,7 @@ impl ErrorKind {
             Self::DuplicateValue => "duplicate-value",
             Self::Conflict => "conflict",
             Self::SelfLoop => "self-loop",
+            Self::OpenForward => "open-forward",
         }
     }
 }

@@ -376,6 +376,8 @@ shape! {
         on_down: OnDown,
         /// Attempts to connect beyond the first, as a part of all connections.
         retry_budget: WordOr<Off, Percent>,
+        /// With `to = "sni:…"`: networks that servers may be in although they are not the public's.
+        internal: OneOrMany<IpNet>,
         /// Refuse the connection, and how.
         reject: RejectWith,
         /// The version of the PROXY header that backends are sent first: `v1` or `v2`.

@@ -12,6 +12,7 @@ use super::{AdminAddr, Config, Effective, Origin};
 mod admin;
 mod cases;
 mod dns;
+mod dynamic;
 mod limits;
 mod listeners;
 mod routes;

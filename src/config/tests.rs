@@ -3,6 +3,7 @@ use std::fs;
 
 use super::*;
 
+mod forward;
 mod hostile;
 
 /// Every section of the file, as one would write it.

@@ -160,6 +160,14 @@ impl UpstreamConfig {
     pub fn addresses(&self) -> impl Iterator<Item = &UpstreamAddr> {
         self.backends.iter().map(|backend| &backend.address)
     }
+
+    /// The port of the server that clients name, where that is what it stands for.
+    pub fn server_name(&self) -> Option<u16> {
+        self.addresses().find_map(|address| match address {
+            UpstreamAddr::ServerName(port) => Some(*port),
+            _ => None,
+        })
+    }
 }
 
 impl Balance {

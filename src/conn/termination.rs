@@ -155,8 +155,8 @@ impl From<&ConnectError> for Termination {
     fn from(error: &ConnectError) -> Self {
         let cause = match error {
             ConnectError::NoEndpoint | ConnectError::Refused(_) => Cause::Upstream,
-            ConnectError::Timeout => Cause::UpstreamTimeout,
-            ConnectError::Family | ConnectError::Loop => Cause::Policy,
+            ConnectError::Timeout | ConnectError::Dns(_) => Cause::UpstreamTimeout,
+            ConnectError::Family | ConnectError::Loop | ConnectError::Blocked(_) => Cause::Policy,
             ConnectError::Resource(_) => Cause::Resource,
         };
         Self::new(cause, Stage::Connect, error.reason())

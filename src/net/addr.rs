@@ -31,6 +31,8 @@ pub enum UpstreamAddr {
     },
     /// The name of a service, whose records say hosts and ports (SRV, RFC 2782); lower-case.
     Service(Box<str>),
+    /// The server that the client names, at this port, never 0.
+    ServerName(u16),
     /// A Unix stream socket.
     Unix(PathBuf),
 }
@@ -145,6 +147,10 @@ impl FromStr for UpstreamAddr {
         if let Some(name) = text.strip_prefix("srv+") {
             return service(name);
         }
+        if let Some(port) = text.strip_prefix("sni:") {
+            let parsed = port.parse().ok().filter(|port| *port != 0);
+            return parsed.map(Self::ServerName).ok_or_else(|| AddrError::BadPort(port.to_owned()));
+        }
         let text = match text.split_once("://") {
             Some(("tcp", rest)) => rest,
             Some((scheme, _)) => return Err(AddrError::Scheme(scheme.to_owned())),
@@ -173,6 +179,7 @@ impl fmt::Display for UpstreamAddr {
             Self::Ip(socket) => socket.fmt(f),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
             Self::Service(name) => write!(f, "srv+{name}"),
+            Self::ServerName(port) => write!(f, "sni:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -269,6 +276,12 @@ mod tests {
         {
             assert_eq!(parse(&format!("srv+{bad}")), Err(AddrError::BadService(bad.into())));
         }
+        assert_eq!(parse("sni:443"), Ok(UpstreamAddr::ServerName(443)));
+        assert_eq!(UpstreamAddr::ServerName(443).to_string(), "sni:443");
+        for bad in ["", "0", "65536", "https", "443/"] {
+            assert_eq!(parse(&format!("sni:{bad}")), Err(AddrError::BadPort(bad.into())));
+        }
+        assert_eq!(parse("sni.:443"), Ok(UpstreamAddr::Name { host: "sni.".into(), port: 443 }));
         assert_eq!(parse("app"), Err(AddrError::NoPort("app".into())));
         assert_eq!(parse("[::1]"), Err(AddrError::NoPort("[::1]".into())));
         assert_eq!(parse("app:0"), Err(AddrError::BadPort("0".into())));

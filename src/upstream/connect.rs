@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::balance::{name_key, source_key};
-use super::endpoint::{Endpoint, Lease};
+use super::endpoint::{Endpoint, Lease, Target};
+use super::forward::Forward;
 use super::members::{SEED, Tried};
-use super::{ConnectError, ConnectFailure, Pool, Upstream, UpstreamConn};
+use super::{ConnectError, ConnectFailure, LookupError, Pool, Upstream, UpstreamConn};
 use crate::config::{Balance, ClientKey};
 use crate::net::{Moment, Place, Reactor, Socket, Timer, connect};
 
@@ -33,6 +34,8 @@ struct Attempts<'a, 't> {
     limit: Duration,
     /// The address to connect from, when it is not to be this host's own.
     source: Option<IpAddr>,
+    /// Where clients name the server: how it is found, and its name.
+    named: Option<(&'a Forward, &'a str)>,
     /// When all of them end.
     budget: Moment,
     reactor: &'a Rc<Reactor>,
@@ -65,7 +68,9 @@ impl Upstream {
         // Added one by one: each may be rounded up.
         let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + self.connect_timeout);
         let source = self.transparent.then_some(caller.client);
-        let mut attempts = Attempts { first, limit: self.connect_timeout, source, budget, reactor, timer };
+        let named = self.forward.as_ref().zip(caller.server_name);
+        let limit = self.connect_timeout;
+        let mut attempts = Attempts { first, limit, source, named, budget, reactor, timer };
         let key = match self.pool.config().balance {
             Balance::Hash { on, .. } => Some(caller.key(on)),
             Balance::RoundRobin
@@ -109,25 +114,49 @@ impl Attempts<'_, '_> {
 
     /// Tries one endpoint.
     async fn connect(&mut self, endpoint: &Endpoint) -> Result<(Socket, usize), ConnectError> {
-        let until = self.budget.min(self.timer.now() + self.limit);
         let start = Instant::now();
-        let place = if endpoint.is_own() { Err(ConnectError::Loop) } else { Ok(endpoint.target.place()) };
-        let result = match place.and_then(|place| from_source(place, self.source)) {
-            Ok(place) => {
-                let connecting = connect(place, self.first, self.reactor);
-                match self.timer.timeout_at(until, connecting).await {
-                    Some(Ok(connected)) => Ok(connected),
-                    Some(Err(error)) => Err(ConnectError::from_io(error)),
-                    None => Err(ConnectError::Timeout),
-                }
-            }
-            Err(error) => Err(error),
+        let result = match &endpoint.target {
+            _ if endpoint.is_own() => Err(ConnectError::Loop),
+            // In a box of its own, which others do not have to carry.
+            Target::ServerName(port) => Box::pin(self.find(*port)).await,
+            Target::Tcp(addr) => self.attempt(Place::Tcp(*addr)).await,
+            Target::Unix(path) => self.attempt(Place::Unix(path)).await,
         };
         match &result {
             Ok(_) => endpoint.connected(start.elapsed(), Instant::now()),
             Err(error) => endpoint.count_failure(error),
         }
         result
+    }
+
+    /// Tries the addresses of the server that the client names.
+    async fn find(&mut self, port: u16) -> Result<(Socket, usize), ConnectError> {
+        let Some((forward, name)) = self.named else { return Err(ConnectError::NoEndpoint) };
+        let until = self.budget.min(self.timer.now() + self.limit);
+        let found = self.timer.timeout_at(until, forward.find(name, port)).await;
+        let mut last = ConnectError::NoEndpoint;
+        for addr in found.unwrap_or(Err(ConnectError::Dns(LookupError::Timeout)))? {
+            match self.attempt(Place::Tcp(addr)).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => last = error,
+            }
+            if self.are_over() {
+                break;
+            }
+        }
+        Err(last)
+    }
+
+    /// Tries one address.
+    async fn attempt(&mut self, place: Place<'_>) -> Result<(Socket, usize), ConnectError> {
+        let place = from_source(place, self.source)?;
+        let until = self.budget.min(self.timer.now() + self.limit);
+        let connecting = connect(place, self.first, self.reactor);
+        match self.timer.timeout_at(until, connecting).await {
+            Some(Ok(connected)) => Ok(connected),
+            Some(Err(error)) => Err(ConnectError::from_io(error)),
+            None => Err(ConnectError::Timeout),
+        }
     }
 }
 

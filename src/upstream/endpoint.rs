@@ -37,6 +37,8 @@ const ACTIVE: Family = Family {
 pub enum Target {
     /// At an address.
     Tcp(SocketAddr),
+    /// Wherever the server is that the client names, at this port.
+    ServerName(u16),
     /// At a Unix socket.
     Unix(Arc<Path>),
 }
@@ -92,11 +94,12 @@ struct Metrics {
 }
 
 impl Target {
-    /// Where that is, to be connected to.
-    pub fn place(&self) -> Place<'_> {
+    /// Where that is, to be connected to; nowhere before a client names it.
+    pub fn place(&self) -> Option<Place<'_>> {
         match self {
-            Self::Tcp(addr) => Place::Tcp(*addr),
-            Self::Unix(path) => Place::Unix(path),
+            Self::Tcp(addr) => Some(Place::Tcp(*addr)),
+            Self::ServerName(_) => None,
+            Self::Unix(path) => Some(Place::Unix(path)),
         }
     }
 }
@@ -105,6 +108,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
+            Self::ServerName(port) => write!(f, "sni:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }

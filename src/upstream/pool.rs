@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use metrics::Histogram;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -18,8 +19,9 @@ use tokio::task::JoinSet;
 
 use super::balance::{Algorithm, effective, ramp};
 use super::endpoint::{Endpoint, Target};
+use super::forward::Forward;
 use super::members::{Listed, Members, Rank};
-use super::resolve::{Found, Resolver, Watched};
+use super::resolve::{Found, OnDemand, Resolver, Watched};
 use crate::config::{BackendConfig, Balance, UpstreamConfig};
 use crate::net::{OwnListeners, UpstreamAddr};
 use crate::telemetry::{Family, Registry};
@@ -84,7 +86,7 @@ impl Pool {
             let watched = match address {
                 UpstreamAddr::Name { host, .. } => resolver.host(host),
                 UpstreamAddr::Service(name) => resolver.service(name),
-                UpstreamAddr::Ip(_) | UpstreamAddr::Unix(_) => continue,
+                UpstreamAddr::Ip(_) | UpstreamAddr::ServerName(_) | UpstreamAddr::Unix(_) => continue,
             };
             names.insert(address.clone(), watched);
         }
@@ -101,6 +103,11 @@ impl Pool {
             members: ArcSwap::from_pointee(Members::none()),
             connect_time: registry.histogram(&CONNECT_TIME, &[&config.name]),
         }
+    }
+
+    /// How servers are found that clients name, when this pool stands for those.
+    pub(super) fn forward(&self, names: OnDemand, internal: Vec<IpNet>) -> Forward {
+        Forward::new(names, internal, Arc::clone(&self.own))
     }
 
     /// What is written of it.
@@ -201,13 +208,19 @@ impl Pool {
         for backend in &self.config.backends {
             match &backend.address {
                 UpstreamAddr::Ip(addr) => all.push((backend.clone(), Target::Tcp(*addr), None)),
+                UpstreamAddr::ServerName(port) => {
+                    all.push((backend.clone(), Target::ServerName(*port), None));
+                }
                 UpstreamAddr::Unix(path) => {
                     all.push((backend.clone(), Target::Unix(path.as_path().into()), None));
                 }
                 address @ (UpstreamAddr::Name { .. } | UpstreamAddr::Service(_)) => {
                     let written = match address {
                         UpstreamAddr::Name { port, .. } => Some(*port),
-                        UpstreamAddr::Ip(_) | UpstreamAddr::Service(_) | UpstreamAddr::Unix(_) => None,
+                        UpstreamAddr::Ip(_)
+                        | UpstreamAddr::Service(_)
+                        | UpstreamAddr::ServerName(_)
+                        | UpstreamAddr::Unix(_) => None,
                     };
                     let found = self.names.get(address).map(|watched| watched.found());
                     for found in found.iter().flat_map(|found| found.iter()) {

@@ -31,6 +31,7 @@ mod faults_memory;
 mod faults_mutation;
 mod faults_names;
 mod faults_slow;
+mod forward;
 mod guard;
 mod guard_bandwidth;
 mod guard_bans;

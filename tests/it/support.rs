@@ -15,6 +15,7 @@ pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod sni;
+pub(crate) mod stub_dns;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -16,7 +16,7 @@ use super::super::{
     RouteConfig, RouteKey, Timeouts, UpstreamConfig,
 };
 use super::upstreams::{self, Upstreams};
-use super::{Input, Output, settings, string, strings, transparent};
+use super::{Input, Output, dynamic, settings, string, strings, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::Protocol;
 
@@ -82,6 +82,7 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         || route.timeouts.is_bad()
         || route.proxy_protocol.is_bad()
         || route.transparent.is_bad()
+        || route.internal.is_bad()
         || route.pool_keys().any_bad();
     let (keys, listeners, target) = (keys?, listeners?, targets?);
     if bad {
@@ -286,7 +287,9 @@ fn targets<'r>(
         let (upstream, addrs) = context.upstreams.find(name, out)?;
         return Some(Target::Named(upstream, addrs, &name.place));
     }
-    upstreams::check_backends(&route.to, context.listeners, out).map(Target::To)
+    let to = upstreams::check_backends(&route.to, context.listeners, out)?;
+    dynamic::check(route, &to, keys, out);
+    Some(Target::To(to))
 }
 
 fn reject_target<'r>(
@@ -299,6 +302,7 @@ fn reject_target<'r>(
         ("timeouts", route.timeouts.place()),
         ("proxy_protocol", route.proxy_protocol.place()),
         ("transparent", route.transparent.place()),
+        ("internal", route.internal.place()),
     ];
     let of_backends = of_backends.into_iter().filter_map(|(key, place)| Some((key, place?)));
     for (key, place) in of_backends.chain(route.pool_keys().written()) {
@@ -332,6 +336,7 @@ fn passthrough(
     // Of listeners that are not all known nothing may be concluded.
     let listeners = if context.complete { context.listeners } else { &[] };
     let transparent = transparent::resolve(name, to, route, listeners, out);
+    let internal = dynamic::internal(name, to, route, out);
     let table = route.timeouts.given().map(|at| &at.value);
     let [connect, idle, half_closed] = &context.origins;
     let mut one =
@@ -344,6 +349,7 @@ fn passthrough(
         };
     let global = context.timeouts;
     PassthroughConfig {
+        internal,
         upstream,
         proxy_protocol: version,
         transparent,

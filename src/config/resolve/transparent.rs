@@ -41,7 +41,10 @@ pub(super) fn resolve(
                 "the backend is of another family than all clients of the route",
                 "write an address of the clients' family, or `proxy_protocol = \"v2\"` instead of `transparent`",
             ),
-            UpstreamAddr::Ip(_) | UpstreamAddr::Name { .. } | UpstreamAddr::Service(_) => continue,
+            UpstreamAddr::Ip(_)
+            | UpstreamAddr::Name { .. }
+            | UpstreamAddr::Service(_)
+            | UpstreamAddr::ServerName(_) => continue,
         };
         let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
         out.report(error.also(&on.place, "`transparent` is here").hint(hint));

@@ -13,7 +13,7 @@ use super::super::upstream::{BalanceWord, Percent, UpstreamName};
 use super::super::{
     BackendConfig, Balance, ClientKey, EjectConfig, ListenerConfig, OnDown, QueueConfig, UpstreamConfig,
 };
-use super::{Input, Output, inner, listeners, settings, string, strings};
+use super::{Input, Output, dynamic, inner, listeners, settings, string, strings};
 use crate::net::UpstreamAddr;
 
 /// How long a connection waits for room when nothing is said.
@@ -76,6 +76,7 @@ fn one(
 ) -> Option<(Arc<UpstreamConfig>, Vec<(UpstreamAddr, Place)>)> {
     let keys = table.value.pool_keys();
     let to = check_backends(keys.to, listeners, out);
+    dynamic::refuse(to.as_deref().unwrap_or_default(), out);
     let config = keys_to_config(&name.0, &format!("upstream[{}]", name.0), &keys, out);
     if keys.any_bad() { None } else { Some((Arc::new(config?), to?)) }
 }
@@ -312,6 +313,11 @@ fn queue(prefix: &str, keys: &PoolKeys<'_>, out: &mut Output) -> Option<QueueCon
 
 fn eject(prefix: &str, keys: &PoolKeys<'_>, out: &mut Output) -> Option<EjectConfig> {
     let at = keys.eject.given();
+    if keys.to.values().iter().any(|at| address(&at.value).is_some_and(dynamic::is_dynamic)) {
+        // Clients that name what cannot be reached would take it from all others.
+        out.note(format!("{prefix}.eject"), string("off"), None);
+        return None;
+    }
     let (failures, place) = match at.map(|at| (&at.value, &at.place)) {
         Some((Either::Short(failures), place)) => match failures.0 {
             Some(failures) => (failures.0, Some(place)),
