@@ -77,8 +77,8 @@ impl OnDemand {
     pub(super) fn start_with(&self, runtime: &Handle, source: Arc<Source>) {
         let questions = Questions {
             source,
-            // Each name is two queries.
-            slots: Arc::new(Semaphore::new(2 * MAX_UNDER_WAY)),
+            // A query is a socket. For each name a connection waits, which does not use its backend's descriptor yet.
+            slots: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
             timeout: self.0.config.timeout,
             family: self.0.config.family,
         };
@@ -95,8 +95,8 @@ impl OnDemand {
 
     /// The addresses of `host`, at least one: those of an answer for as long as it holds, else those of a new one.
     /// While no nameserver answers, the last ones; a name that is said not to exist has none. A literal address is
-    /// itself. It takes a look-up's time at most (four times `dns.timeout`). Cancel safe: a question goes on for
-    /// others, and its answer is kept.
+    /// itself. It takes eight times `dns.timeout` at most: a look-up of four, and as long for room. Cancel safe: a
+    /// question goes on for others, and its answer is kept.
     ///
     /// # Errors
     /// Why there are none.
