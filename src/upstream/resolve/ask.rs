@@ -156,31 +156,8 @@ impl Questions {
         let owner = absolute(service)?;
         let lookup = self.query(owner, RecordType::SRV).await?;
         let records = instances(lookup.answers());
-        let (mut targets, mut ttl) = (Targets::new(), lookup_ttl(lookup.valid_until()));
-        let (mut partly, mut nothing) = (None, None);
-        for Target { name, result } in self.targets(&records, lookup.additionals(), before).await {
-            match result {
-                Ok(found) => {
-                    ttl = ttl.min(found.answer.ttl);
-                    partly = partly.or(found.partly);
-                    targets.insert(name, found.answer.records);
-                }
-                Err(error) if error.is_negative() => nothing = Some(error),
-                Err(error) => {
-                    if let Some(addresses) = before.get(&name) {
-                        targets.insert(name, addresses.clone());
-                    }
-                    partly = Some(error);
-                }
-            }
-        }
-        // A service without instances is one thing (a target of "."), one whose targets are not found another.
-        match partly.clone().or(nothing) {
-            Some(error) if targets.is_empty() => Err(error),
-            _ => {
-                Ok(Instances { answer: Answer { records: joined(&records, &targets), ttl }, targets, partly })
-            }
-        }
+        let targets = self.targets(&records, lookup.additionals(), before).await;
+        settled(&records, lookup_ttl(lookup.valid_until()), targets, before)
     }
 
     /// Looks up the hosts that `records` lead to, at once, as far as there are slots.
@@ -285,6 +262,40 @@ fn merged(said: Said, before: &[IpAddr]) -> Result<Addresses, LookupError> {
         (Some(ttl), partly, _) => Ok(Addresses { answer: Answer { records, ttl }, partly }),
         (None, Some(error), _) | (None, None, Some(error)) => Err(error),
         (None, None, None) => Err(LookupError::NoRecord { ttl: None }),
+    }
+}
+
+/// Joins the records of a service, which hold for `ttl`, with what was said of their `targets`.
+fn settled(
+    records: &[Instance],
+    ttl: Duration,
+    targets: Vec<Target>,
+    before: &Targets,
+) -> Result<Instances, LookupError> {
+    let (mut known, mut ttl) = (Targets::new(), ttl);
+    let (mut partly, mut nothing) = (None, None);
+    for Target { name, result } in targets {
+        match result {
+            Ok(found) => {
+                ttl = ttl.min(found.answer.ttl);
+                partly = partly.or(found.partly);
+                known.insert(name, found.answer.records);
+            }
+            Err(error) if error.is_negative() => nothing = Some(error),
+            Err(error) => {
+                if let Some(addresses) = before.get(&name) {
+                    known.insert(name, addresses.clone());
+                }
+                partly = Some(error);
+            }
+        }
+    }
+    // A service without instances is one thing (a target of "."), one whose targets are not found another.
+    match partly.clone().or(nothing) {
+        Some(error) if known.is_empty() => Err(error),
+        _ => {
+            Ok(Instances { answer: Answer { records: joined(records, &known), ttl }, targets: known, partly })
+        }
     }
 }
 

@@ -145,6 +145,39 @@ fn each_address_of_a_target_is_an_instance_and_no_weight_is_zero() {
 }
 
 #[test]
+fn a_target_that_fails_keeps_its_addresses_and_one_that_is_gone_has_none() {
+    let records = instances(&[srv(1, 1, 80, "a."), srv(1, 1, 81, "b."), srv(1, 1, 82, "c.")]);
+    let of = |name: &str, result| Target { name: name.into(), result };
+    let found = |ip: &str, ttl| Ok(Addresses { answer: Answer { records: ips(&[ip]), ttl }, partly: None });
+    let (failed, gone) = (|| Err(LookupError::Timeout), || Err(LookupError::NoName { ttl: None }));
+    let before = Targets::from([("b.".into(), ips(&["192.0.2.2"])), ("c.".into(), ips(&["192.0.2.3"]))]);
+    let said = vec![of("a.", found("192.0.2.1", MINUTE / 2)), of("b.", failed()), of("c.", gone())];
+    let instances = settled(&records, MINUTE, said, &before).unwrap();
+    let told: Vec<String> = instances.answer.records.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["192.0.2.1:80", "192.0.2.2:81"]);
+    assert_eq!(instances.answer.ttl, MINUTE / 2, "the shortest");
+    assert!(matches!(instances.partly, Some(LookupError::Timeout)));
+    // The next time it is gone after all.
+    let said = vec![of("a.", failed()), of("b.", gone()), of("c.", gone())];
+    let instances = settled(&records, MINUTE, said, &instances.targets).unwrap();
+    assert_eq!(instances.targets, Targets::from([("a.".into(), ips(&["192.0.2.1"]))]));
+}
+
+#[test]
+fn a_service_none_of_whose_targets_is_found_is_not_one_without_instances() {
+    let records = instances(&[srv(1, 1, 80, "a."), srv(1, 1, 81, "b.")]);
+    let said = |a, b| {
+        let of = |name: &str, error| Target { name: name.into(), result: Err(error) };
+        settled(&records, MINUTE, vec![of("a.", a), of("b.", b)], &Targets::new()).map(|found| found.answer)
+    };
+    let gone = || LookupError::NoName { ttl: None };
+    assert!(matches!(said(gone(), gone()), Err(LookupError::NoName { .. })));
+    assert!(matches!(said(gone(), LookupError::Timeout), Err(LookupError::Timeout)));
+    let none = settled(&instances(&[srv(0, 0, 0, ".")]), MINUTE, vec![], &Targets::new()).unwrap();
+    assert_eq!(none.answer, Answer { records: vec![], ttl: MINUTE });
+}
+
+#[test]
 fn names_are_absolute_however_they_are_written() {
     for text in ["_db._tcp.example.com", "_db._tcp.example.com."] {
         assert_eq!(absolute(text).unwrap().to_ascii(), "_db._tcp.example.com.");
