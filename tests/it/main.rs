@@ -1,7 +1,8 @@
 //! Integration tests: the built binary between real clients and real servers, seen from outside.
 //!
 //! Programs beside the binary are Debian packages (nginx-light, libnginx-mod-stream, haproxy, bind9, prometheus, curl,
-//! openssl, python3, strace, systemd, util-linux, iproute2, nftables, ethtool); a missing one fails the test that needs it.
+//! openssl, python3, strace, systemd, util-linux, iproute2, nftables, ethtool, postgresql, mariadb-server, redis-server,
+//! openssh-server, postfix); a missing one fails the test that needs it.
 
 #![allow(
     clippy::unwrap_used,
@@ -50,6 +51,7 @@ mod relay;
 mod relay_ends;
 mod reload;
 mod routes;
+mod servers;
 mod service;
 mod soak;
 mod syscalls;

@@ -1,0 +1,246 @@
+//! Real servers of other protocols than TLS, each in a folder of its own, which can be stopped and started again.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Signal, geteuid};
+use tempfile::TempDir;
+
+use super::client::free_port;
+use super::process::{Process, finish};
+use super::until;
+
+/// How long a server may take to start: some write a database first.
+const START: Duration = Duration::from_secs(20);
+/// The user `nobody` of Debian, for servers that refuse to be root.
+const NOBODY: u32 = 65534;
+
+/// A running server; killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    process: Process,
+    /// What it is started with.
+    words: Vec<String>,
+    package: &'static str,
+    /// What it logs when it serves; without that its port tells.
+    ready: Option<&'static str>,
+    addr: SocketAddr,
+    _dir: TempDir,
+}
+
+/// A PostgreSQL server with an empty database, which trusts everybody; its superuser is `postgres`.
+pub(crate) struct Postgres;
+
+/// A MariaDB server with an empty database, which lets everybody in.
+pub(crate) struct Mariadb;
+
+/// A Redis server that keeps nothing.
+pub(crate) struct Redis;
+
+/// An OpenSSH server, to which nobody can log in.
+pub(crate) struct Sshd;
+
+/// The SMTP server of Postfix for tests, which throws away what it gets.
+pub(crate) struct Smtp;
+
+impl Postgres {
+    pub(crate) fn start() -> Server {
+        let bin = postgres_programs();
+        let dir = own_folder();
+        let data = dir.path().join("data");
+        let mut words = words(&[&bin.join("initdb"), Path::new("-D"), &data]);
+        words.extend(["-A", "trust", "-U", "postgres", "--no-sync"].map(str::to_owned));
+        run(&words, "postgresql");
+        let addr = address();
+        let mut words = self::words(&[&bin.join("postgres"), Path::new("-D"), &data]);
+        words.extend(["-p".to_owned(), addr.port().to_string()]);
+        let settings =
+            ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=20"];
+        words.extend(settings.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]));
+        Server::start(dir, words, "postgresql", Some("ready to accept connections"), addr)
+    }
+}
+
+impl Mariadb {
+    pub(crate) fn start() -> Server {
+        let dir = own_folder();
+        let at = dir.path().display();
+        let install =
+            ["mariadb-install-db".to_owned(), "--no-defaults".to_owned(), format!("--datadir={at}/data")];
+        run(&[&install[..], &["--skip-test-db".to_owned()]].concat(), "mariadb-server");
+        let addr = address();
+        let words = vec![
+            "mariadbd".to_owned(),
+            "--no-defaults".to_owned(),
+            format!("--datadir={at}/data"),
+            format!("--socket={at}/socket"),
+            format!("--pid-file={at}/pid"),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--port={}", addr.port()),
+            "--skip-grant-tables".to_owned(),
+            "--innodb-buffer-pool-size=8M".to_owned(),
+        ];
+        Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
+    }
+}
+
+impl Redis {
+    pub(crate) fn start() -> Server {
+        Self::with(&[])
+    }
+
+    /// The same with further options of the command line.
+    pub(crate) fn with(options: &[&str]) -> Server {
+        let (dir, addr) = (own_folder(), address());
+        let dir_name = dir.path().display().to_string();
+        let port = addr.port().to_string();
+        let mut words = vec!["redis-server", "--bind", "127.0.0.1", "--port", &port, "--dir", &dir_name];
+        words.extend(["--save", "", "--appendonly", "no"]);
+        words.extend(options);
+        let words = words.into_iter().map(str::to_owned).collect();
+        Server::start(dir, words, "redis-server", None, addr)
+    }
+}
+
+impl Sshd {
+    pub(crate) fn start() -> Server {
+        let (dir, addr) = (own_folder(), address());
+        let key = dir.path().join("key");
+        let mut generate = words(&[Path::new("ssh-keygen"), Path::new("-f"), &key]);
+        generate.extend(["-q", "-t", "ed25519", "-N", ""].map(str::to_owned));
+        run(&generate, "openssh-client");
+        let config = dir.path().join("sshd_config");
+        let text = format!(
+            "ListenAddress {addr}\nHostKey {}\nPidFile none\nUsePAM no\nPasswordAuthentication no\n",
+            key.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        // It starts itself again for each connection, by its whole name.
+        let mut words = words(&[Path::new("/usr/sbin/sshd"), Path::new("-f"), &config]);
+        words.extend(["-D", "-e"].map(str::to_owned));
+        Server::start(dir, words, "openssh-server", None, addr)
+    }
+}
+
+impl Smtp {
+    pub(crate) fn start() -> Server {
+        let (dir, addr) = (own_folder(), address());
+        let words = ["/usr/sbin/smtp-sink", "-4", &addr.to_string(), "16"].map(str::to_owned);
+        Server::start(dir, words.to_vec(), "postfix", None, addr)
+    }
+}
+
+impl Server {
+    fn start(
+        dir: TempDir,
+        words: Vec<String>,
+        package: &'static str,
+        ready: Option<&'static str>,
+        addr: SocketAddr,
+    ) -> Self {
+        let process = launch(&words, package, ready, addr);
+        Self { process, words, package, ready, addr, _dir: dir }
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends it a signal: `STOP` lets the kernel go on accepting for it, `CONT` wakes it.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Ends it at once, as a crash would; its port refuses from then on.
+    pub(crate) fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait(START);
+        until("its port to be closed", START, || TcpStream::connect(self.addr).err());
+    }
+
+    /// Starts it again on the same port, after it was killed.
+    pub(crate) fn restart(&mut self) {
+        self.process = until("the server to start again", START, || {
+            // What a crash left behind may be in the way for a moment.
+            try_launch(&self.words, self.package, self.ready, self.addr)
+        });
+    }
+}
+
+/// An address of its own.
+fn address() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
+}
+
+/// A folder that belongs to whom the server runs as.
+fn own_folder() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    if geteuid().is_root() {
+        chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    dir
+}
+
+/// The command of `words`, as somebody else when the tests run as root.
+fn command(words: &[String]) -> Command {
+    let root = geteuid().is_root();
+    let nobody = NOBODY.to_string();
+    let mut all = Vec::new();
+    if root {
+        all.extend(["setpriv", "--reuid", &nobody, "--regid", &nobody, "--clear-groups"]);
+    }
+    all.extend(words.iter().map(String::as_str));
+    let mut command = Command::new(all[0]);
+    command.args(&all[1..]).current_dir("/").env("HOME", "/nonexistent").env("LC_ALL", "C");
+    command
+}
+
+fn words(words: &[&Path]) -> Vec<String> {
+    words.iter().map(|word| word.display().to_string()).collect()
+}
+
+/// Runs a command to its end, which must be a good one.
+fn run(words: &[String], package: &str) {
+    let done = finish(&mut command(words), package, "");
+    assert_eq!(
+        done.code,
+        Some(0),
+        "{words:?}; is it installed? apt-get install {package}\n{}{}",
+        done.stdout,
+        done.stderr
+    );
+}
+
+fn launch(words: &[String], package: &str, ready: Option<&str>, addr: SocketAddr) -> Process {
+    try_launch(words, package, ready, addr)
+        .unwrap_or_else(|| panic!("{words:?} ended at once; is it installed? apt-get install {package}"))
+}
+
+/// Starts a server and waits until it serves; `None` when it ends instead.
+fn try_launch(words: &[String], package: &str, ready: Option<&str>, addr: SocketAddr) -> Option<Process> {
+    let mut process = Process::start(&mut command(words), package);
+    let serves = until("the server to serve", START, || {
+        if let Some(status) = process.exit() {
+            println!("{words:?}: {status}\n{}", process.stderr.all().join("\n"));
+            return Some(false);
+        }
+        let said = ready.is_none_or(|ready| process.stderr.contains(ready));
+        (said && TcpStream::connect(addr).is_ok()).then_some(true)
+    });
+    serves.then_some(process)
+}
+
+/// Where Debian has the programs of the PostgreSQL server.
+fn postgres_programs() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let folders = versions.map(|version| version.unwrap().path().join("bin"));
+    let found = folders.filter(|folder| folder.join("initdb").exists()).max();
+    found.expect("PostgreSQL; install it: apt-get install postgresql")
+}
