@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::config::{ActionConfig, Balance, ClientKey, Config, PassthroughConfig};
@@ -21,6 +22,7 @@ pub mod balance;
 mod connect;
 mod endpoint;
 mod forward;
+pub mod health;
 mod members;
 mod pool;
 mod resolve;
@@ -145,8 +147,9 @@ impl Pools {
     /// Keeps all of them up to date on `runtime`.
     pub fn keep(&self, runtime: &Handle) -> Keepers {
         let mut tasks = JoinSet::new();
+        let slots = Arc::new(Semaphore::new(health::CONCURRENT));
         for pool in self.0.values() {
-            tasks.spawn_on(Arc::clone(pool).keep(), runtime);
+            tasks.spawn_on(Arc::clone(pool).keep(Arc::clone(&slots)), runtime);
         }
         Keepers { _tasks: tasks }
     }

@@ -13,6 +13,8 @@ use super::decode::{Decode, Decoder, Either, OneOrMany, Problem, Text, Whole, qu
 use super::error::{ConfigError, ErrorKind};
 use super::schema::words;
 use super::source::Place;
+use super::values::{Off, WordOr};
+use crate::net::ProxyVersion;
 use crate::peek::ServerName;
 
 shape! {
@@ -47,6 +49,8 @@ shape! {
         body: BodyPart,
         /// The port at which the backend's host says `up`, `down`, `drain` or a share of its weight, as in `75%`.
         agent: Either<Whole<1, 65535>, Agent>,
+        /// The version of the PROXY header that is sent first, for backends that expect one: `v1`, `v2` or `off`.
+        proxy_protocol: WordOr<Off, ProxyVersion>,
     }
 }
 

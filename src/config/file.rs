@@ -6,6 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::account::{GroupEntry, UserEntry};
+use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
 use super::dns::Unlimited;
 use super::source::Place;
@@ -274,6 +275,8 @@ shape! {
         on_down: OnDown,
         /// Attempts to connect beyond the first, as a part of all connections.
         retry_budget: WordOr<Off, Percent>,
+        /// How backends are checked: `tcp`, `tls`, `http`, `https`, `postgres`, `mysql`, `redis`, `ssh`, `smtp`, or `off`.
+        health: Either<HealthWord, Health>,
     }
 }
 
@@ -376,6 +379,8 @@ shape! {
         on_down: OnDown,
         /// Attempts to connect beyond the first, as a part of all connections.
         retry_budget: WordOr<Off, Percent>,
+        /// How backends are checked: `tcp`, `tls`, `http`, `https`, `postgres`, `mysql`, `redis`, `ssh`, `smtp`, or `off`.
+        health: Either<HealthWord, Health>,
         /// With `to = "sni:…"`: networks that servers may be in although they are not the public's.
         internal: OneOrMany<IpNet>,
         /// Refuse the connection, and how.
@@ -456,6 +461,7 @@ pub(super) struct PoolKeys<'f> {
     pub(super) eject: &'f Setting<Either<WordOr<Off, Whole<1, 1000>>, Eject>>,
     pub(super) on_down: &'f Setting<OnDown>,
     pub(super) retry_budget: &'f Setting<WordOr<Off, Percent>>,
+    pub(super) health: &'f Setting<Either<HealthWord, Health>>,
 }
 
 /// For both shapes that have these keys.
@@ -468,8 +474,32 @@ macro_rules! pool_keys {
         }
     };
 }
-pool_keys!(Upstream, to, balance, sticky, slow_start, max_connections, queue, eject, on_down, retry_budget);
-pool_keys!(Route, to, balance, sticky, slow_start, max_connections, queue, eject, on_down, retry_budget);
+pool_keys!(
+    Upstream,
+    to,
+    balance,
+    sticky,
+    slow_start,
+    max_connections,
+    queue,
+    eject,
+    on_down,
+    retry_budget,
+    health
+);
+pool_keys!(
+    Route,
+    to,
+    balance,
+    sticky,
+    slow_start,
+    max_connections,
+    queue,
+    eject,
+    on_down,
+    retry_budget,
+    health
+);
 
 impl PoolKeys<'_> {
     /// Those beside `to` that are there, with where they are.
@@ -483,6 +513,7 @@ impl PoolKeys<'_> {
             ("eject", self.eject.place()),
             ("on_down", self.on_down.place()),
             ("retry_budget", self.retry_budget.place()),
+            ("health", self.health.place()),
         ];
         all.into_iter().filter_map(|(key, place)| Some((key, place?)))
     }
@@ -498,5 +529,6 @@ impl PoolKeys<'_> {
             || self.eject.is_bad()
             || self.on_down.is_bad()
             || self.retry_budget.is_bad()
+            || self.health.is_bad()
     }
 }

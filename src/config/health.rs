@@ -10,6 +10,7 @@ use hyper::header::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use rustls::pki_types::CertificateDer;
 
+use crate::net::ProxyVersion;
 use crate::peek::ServerName;
 
 /// How the endpoints of an upstream are checked.
@@ -29,6 +30,8 @@ pub struct HealthConfig {
     pub port: Option<u16>,
     /// The port at which the endpoint's host says what it thinks of itself.
     pub agent: Option<u16>,
+    /// The PROXY header that is sent first, which names no client.
+    pub proxy_protocol: Option<ProxyVersion>,
 }
 
 /// What a check asks of an endpoint.
@@ -121,6 +124,16 @@ impl Check {
             | Self::Redis
             | Self::Ssh
             | Self::Smtp => None,
+        }
+    }
+}
+
+impl Verify {
+    /// The file of the authorities, if they are from one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Off => None,
+            Self::Roots(roots) => roots.file.as_deref(),
         }
     }
 }

@@ -13,7 +13,6 @@ mod admin;
 mod cases;
 mod dns;
 mod dynamic;
-#[cfg_attr(not(test), expect(dead_code, reason = "no table has the key yet"))]
 mod health;
 mod limits;
 mod listeners;

@@ -64,7 +64,7 @@ pub(super) struct Sources {
 }
 
 impl SourceFile {
-    pub(super) fn new(name: &Path, index: usize, text: String) -> Arc<Self> {
+    fn new(name: &Path, index: usize, text: String) -> Arc<Self> {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(ends.map(|(at, _)| offset(at + 1))).collect();
         Arc::new(Self { name: name.into(), index, text, lines })

@@ -529,6 +529,8 @@ fn the_schema_declares_every_key() {
         file::Sticky::KEYS.len(),
         file::Queue::KEYS.len(),
         file::Eject::KEYS.len(),
+        checks::Health::KEYS.len(),
+        checks::Agent::KEYS.len(),
     ];
     let own = [
         // Below `route` and below `upstream`.

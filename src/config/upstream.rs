@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::decode::{Problem, Text, quote, word};
 use super::error::ErrorKind;
+use super::health::HealthConfig;
 use super::schema::words;
 use super::values::checked_name;
 use crate::net::UpstreamAddr;
@@ -46,6 +47,8 @@ pub struct UpstreamConfig {
     pub on_down: OnDown,
     /// Attempts beyond the first, in percent of connections; `None` is without bound.
     pub retry_budget: Option<u32>,
+    /// How backends are checked.
+    pub health: Option<HealthConfig>,
 }
 
 /// A backend of a group.

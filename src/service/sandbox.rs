@@ -10,7 +10,7 @@ use landlock::{
 };
 use tracing::{info, warn};
 
-use crate::config::{AdminAddr, Config, LogTarget, Sandbox};
+use crate::config::{ActionConfig, AdminAddr, Config, LogTarget, Sandbox};
 
 /// Read from time to time: names (hosts, resolv.conf and where that leads to), users, figures of the process, settings
 /// of the kernel.
@@ -53,14 +53,20 @@ fn restrict(
     Ok(status.ruleset)
 }
 
-/// The folders of the configuration's files and of its lists, and what the system says.
+/// The folders of the configuration's files, of its lists and of authorities, and what the system says.
 fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let origins = config.effective.iter().filter_map(|setting| setting.origin.as_ref());
     let routes = config.routes.iter().map(|route| &route.origin);
     let files = origins.chain(routes).map(|origin| folder(&origin.file));
     let limits = &config.limits;
     let lists = limits.allow_files.iter().chain(&limits.deny_files).map(|list| folder(&list.path));
-    files.chain(lists).chain(SYSTEM.map(PathBuf::from)).collect()
+    let of_routes = config.routes.iter().filter_map(|route| match &route.action {
+        ActionConfig::Passthrough(passthrough) => Some(&passthrough.upstream),
+        ActionConfig::Reject(_) => None,
+    });
+    let upstreams = config.upstreams.iter().chain(of_routes);
+    let roots = upstreams.filter_map(|upstream| upstream.health.as_ref()?.check.tls()?.verify.file());
+    files.chain(lists).chain(roots.map(folder)).chain(SYSTEM.map(PathBuf::from)).collect()
 }
 
 fn logs(config: &Config) -> BTreeSet<PathBuf> {

@@ -14,12 +14,13 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use metrics::Histogram;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use super::balance::{Algorithm, effective, ramp};
 use super::endpoint::{Endpoint, Target};
 use super::forward::Forward;
+use super::health::Checks;
 use super::members::{Listed, Members, Rank};
 use super::resolve::{Found, OnDemand, Resolver, Watched};
 use crate::config::{BackendConfig, Balance, UpstreamConfig};
@@ -58,17 +59,17 @@ pub struct Pool {
 /// What is known of a pool whatever the generation.
 #[derive(Debug)]
 pub(super) struct PoolState {
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     endpoints: Mutex<HashMap<(Arc<str>, Target), Arc<Endpoint>>>,
     /// Those of the newest generation.
     newest: ArcSwap<Members>,
     /// Told when there is something new to bring together.
-    changed: Notify,
+    pub(super) changed: Notify,
     /// Connections that wait for room.
     pub(super) waiting: AtomicUsize,
     /// Told when there may be room.
     pub(super) room: Notify,
-    registry: Arc<Registry>,
+    pub(super) registry: Arc<Registry>,
 }
 
 impl Pool {
@@ -181,8 +182,8 @@ impl Pool {
         self.own.may_take(addr).then_some(now + OWN_LOOK)
     }
 
-    /// Does so whenever something has changed, until dropped.
-    pub(super) async fn keep(self: Arc<Self>) {
+    /// Does so whenever something has changed, and checks endpoints, until dropped. A check takes one of `slots`.
+    pub(super) async fn keep(self: Arc<Self>, slots: Arc<Semaphore>) {
         let mut watches = JoinSet::new();
         for watched in self.names.values() {
             let (mut found, state) = (watched.subscribe(), Arc::clone(&self.state));
@@ -192,8 +193,10 @@ impl Pool {
                 }
             });
         }
+        let mut checks = Checks::new(self.config.health.as_ref(), slots);
         loop {
             let due = self.refresh(Instant::now());
+            checks.follow(&self.state, self.state.endpoints().iter());
             let due = due.unwrap_or_else(|| Instant::now() + IDLE_LOOK);
             tokio::select! {
                 () = self.state.changed.notified() => {}

@@ -38,6 +38,7 @@ mod guard_bandwidth;
 mod guard_bans;
 mod guard_limits;
 mod guard_lists;
+mod health;
 mod hello_splits;
 mod ja4;
 mod lifecycle;

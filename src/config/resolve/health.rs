@@ -73,6 +73,10 @@ pub(super) fn resolve(
         };
         noted_port(&format!("{key}.agent"), number, place, out)
     });
+    let header = table.and_then(|table| table.proxy_protocol.given());
+    let proxy_protocol = header.and_then(|at| at.value.0);
+    let text = proxy_protocol.map_or_else(|| string("off"), string);
+    out.note(format!("{key}.proxy_protocol"), text, header.map(|at| &at.place));
     let mut tls = || tls(&key, table, out);
     let check = match word {
         HealthWord::Off => return None,
@@ -89,7 +93,7 @@ pub(super) fn resolve(
         HealthWord::Ssh => Check::Ssh,
         HealthWord::Smtp => Check::Smtp,
     };
-    Some(HealthConfig { check, interval, timeout, rise, fall, port, agent })
+    Some(HealthConfig { check, interval, timeout, rise, fall, port, agent, proxy_protocol })
 }
 
 /// Reports keys that say nothing to this check.

@@ -13,7 +13,7 @@ use super::super::upstream::{BalanceWord, Percent, UpstreamName};
 use super::super::{
     BackendConfig, Balance, ClientKey, EjectConfig, ListenerConfig, OnDown, QueueConfig, UpstreamConfig,
 };
-use super::{Input, Output, dynamic, inner, listeners, settings, string, strings};
+use super::{Input, Output, dynamic, health, inner, listeners, settings, string, strings};
 use crate::net::UpstreamAddr;
 
 /// How long a connection waits for room when nothing is said.
@@ -179,6 +179,7 @@ pub(super) fn keys_to_config(
         eject: eject(prefix, keys, out),
         on_down: on_down(prefix, keys, out),
         retry_budget: retry_budget(prefix, keys, out),
+        health: health::resolve(prefix, keys.health.given(), out),
     })
 }
 

@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use rcgen::{CertificateParams, KeyPair};
 use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
@@ -28,7 +29,7 @@ pub(crate) struct Server {
     /// What it logs when it serves; without that its port tells.
     ready: Option<&'static str>,
     addr: SocketAddr,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// A PostgreSQL server with an empty database, which trusts everybody; its superuser is `postgres`.
@@ -45,6 +46,9 @@ pub(crate) struct Sshd;
 
 /// The SMTP server of Postfix for tests, which throws away what it gets.
 pub(crate) struct Smtp;
+
+/// An nginx that says which port it has, and is found at `/up` as long as it is.
+pub(crate) struct Web;
 
 impl Postgres {
     pub(crate) fn start() -> Server {
@@ -128,8 +132,52 @@ impl Sshd {
 impl Smtp {
     pub(crate) fn start() -> Server {
         let (dir, addr) = (own_folder(), address());
-        let words = ["/usr/sbin/smtp-sink", "-4", &addr.to_string(), "16"].map(str::to_owned);
+        let host = format!("{}.sink.test", addr.port());
+        let words = ["/usr/sbin/smtp-sink", "-4", "-h", &host, &addr.to_string(), "16"].map(str::to_owned);
         Server::start(dir, words.to_vec(), "postfix", None, addr)
+    }
+}
+
+impl Web {
+    pub(crate) fn start() -> Server {
+        Self::with("", |_| {})
+    }
+
+    /// With TLS, by a certificate for `a.test` that ends at this time.
+    pub(crate) fn with_tls(not_after: SystemTime) -> Server {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+        params.not_after = not_after.into();
+        let certificate = params.self_signed(&key).unwrap();
+        Self::with("ssl", |folder| {
+            std::fs::write(folder.join("certificate.pem"), certificate.pem()).unwrap();
+            std::fs::write(folder.join("key.pem"), key.serialize_pem()).unwrap();
+        })
+    }
+
+    fn with(listen: &str, prepare: impl FnOnce(&Path)) -> Server {
+        let (dir, addr) = (own_folder(), address());
+        let at = dir.path().display();
+        prepare(dir.path());
+        let tls = match listen {
+            "" => String::new(),
+            _ => format!("ssl_certificate {at}/certificate.pem; ssl_certificate_key {at}/key.pem;"),
+        };
+        let config = format!(
+            "daemon off; master_process off; pid {at}/pid; error_log stderr warn; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy;\n\
+             fastcgi_temp_path {at}/fastcgi; uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
+             server {{ listen {addr} {listen}; {tls} root {at};\n\
+             location / {{ return 200 'port {}'; }} location = /up {{ try_files /up =503; }} }} }}\n",
+            addr.port()
+        );
+        let file = dir.path().join("nginx.conf");
+        std::fs::write(&file, config).unwrap();
+        let mut words = words(&[Path::new("nginx"), Path::new("-p"), dir.path(), Path::new("-c"), &file]);
+        words.extend(["-e", "stderr"].map(str::to_owned));
+        let server = Server::start(dir, words, "nginx-light", None, addr);
+        server.set_up(Some("all is well"));
+        server
     }
 }
 
@@ -142,7 +190,7 @@ impl Server {
         addr: SocketAddr,
     ) -> Self {
         let process = launch(&words, package, ready, addr);
-        Self { process, words, package, ready, addr, _dir: dir }
+        Self { process, words, package, ready, addr, dir }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -151,6 +199,20 @@ impl Server {
 
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Its folder.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What a [`Web`] has at `/up`; without that it says 503.
+    pub(crate) fn set_up(&self, page: Option<&str>) {
+        let file = self.dir.path().join("up");
+        match page {
+            Some(page) => std::fs::write(file, page).unwrap(),
+            None => std::fs::remove_file(file).unwrap(),
+        }
     }
 
     /// Sends it a signal: `STOP` lets the kernel go on accepting for it, `CONT` wakes it.

@@ -1,22 +1,17 @@
-use toml::de::DeTable;
-
-use super::super::super::decode::Decoder;
-use super::super::super::source::SourceFile;
-use super::super::super::{ConfigErrors, Effective};
+use super::super::super::{Config, ConfigErrors};
 use super::*;
+use crate::net::ProxyVersion;
 
 /// What `health = …` becomes, and what is noted of it.
-fn health(value: &str) -> Result<(Option<HealthConfig>, Vec<Effective>), ConfigErrors> {
-    let source = SourceFile::new(Path::new("test.toml"), 0, format!("health = {value}\n"));
-    let mut out = Output { errors: Vec::new(), effective: Vec::new() };
-    let table = DeTable::parse(source.text()).unwrap();
-    let setting: super::super::super::decode::Setting<Either<HealthWord, Health>> =
-        Decoder::new(&source, &mut out.errors).setting(table.get_ref(), "health");
-    let found = resolve("upstream[db]", setting.given(), &mut out);
-    match ConfigErrors::of(out.errors) {
-        Some(errors) => Err(errors),
-        None => Ok((found, out.effective)),
-    }
+fn health(value: &str) -> Result<(Option<HealthConfig>, Vec<String>), ConfigErrors> {
+    let text = format!(
+        "listen = ':443'\n[[upstream]]\nname = 'db'\nto = '10.0.0.1:5432'\nhealth = {value}\n\
+         [[route]]\nsni = 'a.test'\nupstream = 'db'\n"
+    );
+    let config = Config::parse(Path::new("test.toml"), &text)?;
+    let noted = config.effective.iter().filter(|setting| setting.key.starts_with("upstream[db].health"));
+    let noted = noted.map(|setting| format!("{} = {}", setting.key, setting.value)).collect();
+    Ok((config.upstreams[0].health.clone(), noted))
 }
 
 fn good(value: &str) -> HealthConfig {
@@ -37,6 +32,7 @@ fn a_word_is_a_check_with_the_defaults() {
         fall: 3,
         port: None,
         agent: None,
+        proxy_protocol: None,
     };
     let tls = TlsCheck { sni: None, verify: Verify::Off, expiry_warning: secs(14 * 86_400) };
     let http = HttpCheck { path: "/".parse().unwrap(), host: None, status: vec![200..=399], body: None };
@@ -58,7 +54,7 @@ fn a_word_is_a_check_with_the_defaults() {
     for off in ["'off'", "{ check = 'off' }"] {
         let (found, noted) = health(off).unwrap();
         assert_eq!(found, None);
-        assert_eq!((noted[0].key.as_str(), noted[0].value.as_str()), ("upstream[db].health", "\"off\""));
+        assert_eq!(noted, ["upstream[db].health = \"off\""]);
     }
 }
 
@@ -66,10 +62,11 @@ fn a_word_is_a_check_with_the_defaults() {
 fn every_key_is_taken_and_noted() {
     let text = "{ check = 'https', interval = '10s', timeout = '3s', rise = 1, fall = 5, port = 8443, \
                 sni = 'App.test', expiry_warning = '3d', path = '/up?full=1', host = 'a.test:1', \
-                status = [204, '301-302'], body = 'ok', agent = { port = 9000 } }";
+                status = [204, '301-302'], body = 'ok', agent = { port = 9000 }, proxy_protocol = 'v2' }";
     let found = good(text);
     assert_eq!((found.interval, found.timeout, found.rise, found.fall), (secs(10), secs(3), 1, 5));
     assert_eq!((found.port, found.agent), (Some(8443), Some(9000)));
+    assert_eq!(found.proxy_protocol, Some(ProxyVersion::V2));
     let Check::Http(http, Some(tls)) = &found.check else { panic!("{found:?}") };
     assert_eq!(
         (http.path.as_str(), http.host.as_ref().unwrap().to_str().unwrap(), http.body.as_deref()),
@@ -80,7 +77,6 @@ fn every_key_is_taken_and_noted() {
     assert_eq!(tls.expiry_warning, secs(3 * 86_400));
     assert_eq!(good("{ check = 'tcp', agent = 9000 }").agent, Some(9000));
     let (_, noted) = health(text).unwrap();
-    let noted: Vec<_> = noted.iter().map(|setting| format!("{} = {}", setting.key, setting.value)).collect();
     let expected = [
         "check = \"https\"",
         "interval = \"10s\"",
@@ -89,6 +85,7 @@ fn every_key_is_taken_and_noted() {
         "fall = 5",
         "port = 8443",
         "agent = 9000",
+        "proxy_protocol = \"v2\"",
         "sni = \"app.test\"",
         "verify = \"off\"",
         "expiry_warning = \"3d\"",
@@ -167,6 +164,7 @@ fn keys_and_times_that_do_not_fit_are_told_with_what_to_write() {
         ("{ check = 'tcp', fall = 0 }", "out-of-range", "`0` is not between 1 and 100"),
         ("{ check = 'tcp', rise = 101 }", "out-of-range", "`101` is not between 1 and 100"),
         ("{ check = 'tcp', port = 0 }", "out-of-range", "`0` is not between 1 and 65535"),
+        ("{ check = 'tcp', proxy_protocol = 'v3' }", "bad-value", "`v3` is not one of `v1` and `v2`"),
         ("{ check = 'tcp', agent = {} }", "missing-key", "`port` is missing"),
         ("{ check = 'tcp', pth = '/' }", "unknown-key", "did you mean `path`?"),
     ]);

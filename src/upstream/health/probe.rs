@@ -1,0 +1,236 @@
+//! One check of one endpoint.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper::header::HeaderValue;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::either::Either;
+
+use super::agent::{self, AgentReport};
+use super::error::{CheckError, Excerpt, Step};
+use super::greeting::{self, Greeting, Heard};
+use super::tls::Tls;
+use super::{Target, http};
+use crate::config::{Check, HealthConfig, HttpCheck};
+use crate::net::ProxyVersion;
+
+/// What of an answer is read, in bytes.
+const ANSWER: u64 = 8 * 1024;
+
+/// Headers of the PROXY protocol (§2.1 and §2.2) for what a proxy does for itself: UNKNOWN, and LOCAL without addresses.
+const HEADER_V1: &[u8] = b"PROXY UNKNOWN\r\n";
+const HEADER_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+/// How the endpoints of an upstream are checked.
+pub struct Probe {
+    kind: Kind,
+    port: Option<u16>,
+    agent: Option<u16>,
+    header: &'static [u8],
+    timeout: Duration,
+}
+
+/// What is asked.
+enum Kind {
+    Connect,
+    Greet(Greeting),
+    Tls(Tls),
+    Http(HttpCheck, Option<Tls>, Option<HeaderValue>),
+}
+
+/// What a check that passed found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// When the certificate ends, in seconds of Unix time.
+    pub not_after: Option<i64>,
+}
+
+impl Probe {
+    /// The check that `config` describes.
+    pub fn new(config: &HealthConfig) -> Self {
+        let kind = match &config.check {
+            Check::Tcp => Kind::Connect,
+            Check::Tls(tls) => Kind::Tls(Tls::new(tls, &[])),
+            Check::Http(http, tls) => {
+                let sni = tls.as_ref().and_then(|tls| tls.sni.as_ref());
+                let name = sni.and_then(|sni| HeaderValue::from_str(sni.as_str()).ok());
+                let tls = tls.as_ref().map(|tls| Tls::new(tls, &["http/1.1"]));
+                Kind::Http(http.clone(), tls, http.host.clone().or(name))
+            }
+            Check::Postgres => Kind::Greet(greeting::POSTGRES),
+            Check::Mysql => Kind::Greet(greeting::MYSQL),
+            Check::Redis => Kind::Greet(greeting::REDIS),
+            Check::Ssh => Kind::Greet(greeting::SSH),
+            Check::Smtp => Kind::Greet(greeting::SMTP),
+        };
+        let header = match config.proxy_protocol {
+            None => &b""[..],
+            Some(ProxyVersion::V1) => HEADER_V1,
+            Some(ProxyVersion::V2) => HEADER_V2,
+        };
+        Self { kind, port: config.port, agent: config.agent, header, timeout: config.timeout }
+    }
+
+    /// Checks `target` once, within the timeout. Cancel safe: dropping it closes the socket.
+    ///
+    /// # Errors
+    /// Why it did not pass; [`CheckError::Resource`] says nothing about the endpoint.
+    pub async fn run(&self, target: &Target) -> Result<Passed, CheckError> {
+        let until = Instant::now() + self.timeout;
+        let target = at_port(target, self.port);
+        // What handshakes and requests need is boxed: it is there for the few endpoints that are checked just then.
+        let mut stream = within(until, Step::Connection, connect(&target)).await?;
+        within(until, Step::Answer, introduce(self.header, &mut stream)).await?;
+        match &self.kind {
+            Kind::Connect => Ok(Passed::default()),
+            Kind::Greet(greeting) => {
+                greet(greeting, stream, until).await?;
+                Ok(Passed::default())
+            }
+            Kind::Tls(tls) => {
+                let (_, not_after) = within(until, Step::Handshake, Box::pin(tls.handshake(stream))).await?;
+                Ok(Passed { not_after })
+            }
+            Kind::Http(check, None, host) => {
+                let host = host.clone().unwrap_or_else(|| address(&target));
+                within(until, Step::Answer, Box::pin(http::ask(check, host, stream))).await?;
+                Ok(Passed::default())
+            }
+            Kind::Http(check, Some(tls), host) => {
+                let host = host.clone().unwrap_or_else(|| address(&target));
+                let (stream, not_after) =
+                    within(until, Step::Handshake, Box::pin(tls.handshake(stream))).await?;
+                within(until, Step::Answer, Box::pin(http::ask(check, host, stream))).await?;
+                Ok(Passed { not_after })
+            }
+        }
+    }
+
+    /// Asks the agent on the host of `target`; `None` when there is none to ask. Cancel safe.
+    ///
+    /// # Errors
+    /// Why it said nothing that is understood.
+    pub async fn ask_agent(&self, target: &Target) -> Option<Result<AgentReport, CheckError>> {
+        let (Some(_), Target::Tcp(_)) = (self.agent, target) else { return None };
+        let until = Instant::now() + self.timeout;
+        let target = at_port(target, self.agent);
+        Some(async move { within(until, Step::Answer, hear_agent(&target)).await }.await)
+    }
+}
+
+/// The same host at another port; a Unix socket has none.
+fn at_port(target: &Target, port: Option<u16>) -> Target {
+    match (target, port) {
+        (Target::Tcp(address), Some(port)) => Target::Tcp(SocketAddr::new(address.ip(), port)),
+        (same, _) => same.clone(),
+    }
+}
+
+async fn within<T>(
+    until: Instant,
+    step: Step,
+    work: impl Future<Output = Result<T, CheckError>>,
+) -> Result<T, CheckError> {
+    timeout_at(until, work).await.unwrap_or(Err(CheckError::Timeout(step)))
+}
+
+async fn connect(target: &Target) -> Result<Either<TcpStream, UnixStream>, CheckError> {
+    let of_connect = |error| CheckError::of_connect(error, target);
+    match target {
+        Target::Tcp(address) => {
+            let stream = TcpStream::connect(address).await.map_err(of_connect)?;
+            // Where nobody listens, a connection can meet itself (RFC 9293 §3.5, simultaneous open).
+            if stream.local_addr().is_ok_and(|own| own == *address) {
+                return Err(CheckError::Connect(io::ErrorKind::ConnectionRefused.into()));
+            }
+            Ok(Either::Left(stream))
+        }
+        Target::Unix(path) => UnixStream::connect(path).await.map(Either::Right).map_err(of_connect),
+        // It is no one address, and is not checked.
+        Target::ServerName(_) => Err(CheckError::Connect(io::ErrorKind::Unsupported.into())),
+    }
+}
+
+/// Sends the header, if there is one.
+async fn introduce<S>(header: &[u8], stream: &mut S) -> Result<(), CheckError>
+where
+    S: AsyncWrite + Unpin,
+{
+    if header.is_empty() { Ok(()) } else { stream.write_all(header).await.map_err(CheckError::Lost) }
+}
+
+/// The `Host` for an endpoint without a name.
+fn address(target: &Target) -> HeaderValue {
+    let local = || HeaderValue::from_static("localhost");
+    match target {
+        Target::Tcp(address) => HeaderValue::from_str(&address.to_string()).unwrap_or_else(|_| local()),
+        Target::Unix(_) | Target::ServerName(_) => local(),
+    }
+}
+
+async fn greet<S>(greeting: &Greeting, mut stream: S, until: Instant) -> Result<(), CheckError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    within(until, Step::Answer, converse(greeting, &mut stream)).await?;
+    // The check has passed; how the server takes the leave does not matter.
+    let _ = timeout_at(until, leave(greeting, &mut stream)).await;
+    Ok(())
+}
+
+async fn converse<S>(greeting: &Greeting, stream: &mut S) -> Result<(), CheckError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    stream.write_all(greeting.say).await.map_err(CheckError::Lost)?;
+    let mut stream = stream.take(ANSWER);
+    let mut said = Vec::new();
+    loop {
+        let read = stream.read_buf(&mut said).await.map_err(CheckError::Lost)?;
+        let strange = || CheckError::Unexpected { expected: greeting.expected, got: Excerpt::of(&said) };
+        match (greeting.hear)(&said) {
+            Heard::Well => return Ok(()),
+            Heard::Unwell(excerpt) => return Err(CheckError::Unwell(excerpt)),
+            Heard::Strange => return Err(strange()),
+            Heard::Part if read > 0 => {}
+            Heard::Part if said.is_empty() => {
+                return Err(CheckError::Lost(io::ErrorKind::UnexpectedEof.into()));
+            }
+            Heard::Part => return Err(strange()),
+        }
+    }
+}
+
+async fn leave<S>(greeting: &Greeting, stream: &mut S) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut said = Vec::new();
+    let mut turn = 0;
+    while let Some(words) = (greeting.leave)(turn, &said) {
+        stream.write_all(words).await?;
+        said.clear();
+        if stream.read_buf(&mut said).await? == 0 {
+            break;
+        }
+        turn += 1;
+    }
+    Ok(())
+}
+
+async fn hear_agent(target: &Target) -> Result<AgentReport, CheckError> {
+    let mut stream = connect(target).await?.take(agent::LINE as u64);
+    let mut said = Vec::new();
+    while !said.contains(&b'\n') {
+        if stream.read_buf(&mut said).await.map_err(CheckError::Lost)? == 0 {
+            break;
+        }
+    }
+    let expected = "`up`, `down`, `drain` or a share such as `75%`";
+    AgentReport::parse(&said).map_err(|got| CheckError::Unexpected { expected, got })
+}

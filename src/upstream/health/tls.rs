@@ -1,0 +1,107 @@
+//! TLS of checks: a handshake, and the certificate's end.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::error::CheckError;
+use crate::config::{TlsCheck, Verify};
+
+/// What all handshakes of an upstream have in common.
+#[derive(Clone)]
+pub(super) struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+impl Tls {
+    /// What `check` asks for, with these protocols as ALPN.
+    pub(super) fn new(check: &TlsCheck, alpn: &[&str]) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has cipher suites of both versions");
+        let mut config = match &check.verify {
+            Verify::Off => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+                .with_no_client_auth(),
+            Verify::Roots(roots) => {
+                let mut store = RootCertStore::empty();
+                store.add_parsable_certificates(roots.certificates.iter().cloned());
+                builder.with_root_certificates(store).with_no_client_auth()
+            }
+        };
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        // A resumed session shows no certificate.
+        config.resumption = Resumption::disabled();
+        let name = check.sni.as_ref().and_then(|sni| ServerName::try_from(sni.as_str().to_owned()).ok());
+        // An address is never sent as a name (RFC 6066 §3), whichever it is.
+        let name = name.unwrap_or_else(|| ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
+        Self { connector: TlsConnector::from(Arc::new(config)), name }
+    }
+
+    /// Shakes hands, and says when the certificate ends, in seconds of Unix time.
+    pub(super) async fn handshake<S>(&self, stream: S) -> Result<(TlsStream<S>, Option<i64>), CheckError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = self.connector.connect(self.name.clone(), stream).await.map_err(CheckError::Tls)?;
+        let (_, connection) = stream.get_ref();
+        let certificate = connection.peer_certificates().and_then(<[_]>::first);
+        let not_after = certificate.and_then(not_after);
+        Ok((stream, not_after))
+    }
+}
+
+fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
+/// Takes any certificate: whether it is good is the client's business, which checks it itself.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
