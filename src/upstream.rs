@@ -1,8 +1,8 @@
 //! Backends: pools of endpoints, which of them a connection goes to, and how.
 //!
 //! A [`Pool`] is a group of backends; an [`Endpoint`] is one address of one of them. `balance` chooses (pure),
-//! `members` is who may be chosen, `pool` makes that of what is known, `connect` connects, `resolve` asks for the
-//! addresses of names.
+//! `members` is who may be chosen, `pool` makes that of what is known, `keeper` does so whenever that changes, `outlier`
+//! decides who failed too often, `connect` connects, `resolve` asks for the addresses of names.
 
 use std::collections::HashMap;
 use std::io;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::config::{ActionConfig, Balance, ClientKey, Config, PassthroughConfig};
@@ -23,9 +23,13 @@ mod connect;
 mod endpoint;
 mod forward;
 pub mod health;
+mod keeper;
 mod members;
+mod outlier;
 mod pool;
+mod queue;
 mod resolve;
+mod retries;
 mod vet;
 
 pub use connect::Caller;
@@ -81,8 +85,8 @@ pub struct ConnectFailure {
 /// Why an attempt to connect failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// No endpoint has an address: names that never resolved.
-    #[error("no backend has an address")]
+    /// No endpoint is available: they are down, or names that never resolved.
+    #[error("no backend is available")]
     NoEndpoint,
     /// Nobody answered in time.
     #[error("the backend did not answer in time")]
@@ -105,6 +109,18 @@ pub enum ConnectError {
     /// This machine could not: no descriptors, ports or memory left.
     #[error("no resources to connect")]
     Resource(#[source] io::Error),
+    /// There are endpoints left, but too many attempts beyond the first were made of late.
+    #[error("the backend failed, and too many connections try another one")]
+    RetryBudget,
+    /// All endpoints have as many connections as they may, and so has the queue.
+    #[error("all backends have as many connections as they may")]
+    Full,
+    /// The same, for as long as a connection may wait.
+    #[error("no backend had room in time")]
+    QueueTimeout,
+    /// The client went away while it waited.
+    #[error("the client went away")]
+    Gone,
 }
 
 impl Pools {
@@ -144,12 +160,13 @@ impl Pools {
         }
     }
 
-    /// Keeps all of them up to date on `runtime`.
-    pub fn keep(&self, runtime: &Handle) -> Keepers {
+    /// Keeps all of them up to date on `runtime`. Endpoints that went down and whose connections are to be closed for that
+    /// are handed to `down`.
+    pub fn keep(&self, runtime: &Handle, down: &mpsc::Sender<Arc<Endpoint>>) -> Keepers {
         let mut tasks = JoinSet::new();
         let slots = Arc::new(Semaphore::new(health::CONCURRENT));
         for pool in self.0.values() {
-            tasks.spawn_on(Arc::clone(pool).keep(Arc::clone(&slots)), runtime);
+            tasks.spawn_on(Arc::clone(pool).keep(down.clone(), Arc::clone(&slots)), runtime);
         }
         Keepers { _tasks: tasks }
     }
@@ -186,9 +203,8 @@ impl Upstream {
 }
 
 impl ConnectError {
-    /// The words for the variants in logs and metrics.
-    pub const REASONS: [&str; 8] =
-        ["no_endpoint", "timeout", "refused", "family", "loop", "blocked", "dns", "resource"];
+    /// The words for what an attempt at an endpoint fails by.
+    const REASONS: [&str; 7] = ["timeout", "refused", "family", "loop", "blocked", "dns", "resource"];
 
     /// The word for it.
     pub fn reason(&self) -> &'static str {
@@ -201,6 +217,10 @@ impl ConnectError {
             Self::Blocked(_) => "blocked",
             Self::Dns(_) => "dns",
             Self::Resource(_) => "resource",
+            Self::RetryBudget => "retry_budget",
+            Self::Full => "full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::Gone => "closed",
         }
     }
 

@@ -13,9 +13,10 @@ use serde_json::Value;
 use tokio::sync::{Notify, mpsc};
 
 use super::context::ListenerContext;
-use super::registry::{About, Question, ask, questions};
+use super::registry::{About, Question, ask, close_all, questions};
 use crate::guard::ConnPermit;
 use crate::snapshot::Snapshot;
+use crate::upstream::Endpoint;
 
 /// A worker may have so many connections more than another, and a share of what that one has, before it hands
 /// one over: that wakes a thread, and connections that come and go are even enough by themselves. With these, one in
@@ -104,6 +105,15 @@ impl Workers {
         // The worker is in the upper bits.
         let load = self.0.get(usize::try_from(number >> 48).ok()?)?;
         ask(&load.questions, About::Close(number)).await.pop()
+    }
+
+    /// Closes the connections of all workers to the endpoint, which went down; gives how many there were.
+    pub async fn close_all(&self, endpoint: &Arc<Endpoint>) -> usize {
+        let mut closed = 0;
+        for load in &self.0 {
+            closed += close_all(&load.questions, endpoint).await;
+        }
+        closed
     }
 
     /// A worker that has clearly fewer connections than `worker`. Looks at one of the others, the `turn`th: to

@@ -13,7 +13,7 @@ use super::record::ConnRecord;
 use super::refuse::{Refusal, refuse};
 use super::termination::{Cause, Stage, Termination};
 use crate::guard::ConnPermit;
-use crate::net::{Direction, Meter, Relay, RelayEnd, Socket, Timer, reset_on_close};
+use crate::net::{Direction, Meter, Relay, RelayEnd, Side, Socket, Timer, reset_on_close};
 use crate::peek::ServerName;
 use crate::route::RouteId;
 use crate::snapshot::Snapshot;
@@ -73,7 +73,8 @@ pub(super) async fn connect<'a>(
     let connected = {
         let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();
         let server_name = server_name.as_ref().map(ServerName::as_str);
-        let caller = Caller { client: record.client().ip(), server_name };
+        let (client, ends_as_one) = (record.client().ip(), record.is_tls());
+        let caller = Caller { client, server_name, socket: &stream, ends_as_one };
         backends.upstream.connect(&said, caller, &cx.reactor, timer).await
     };
     match connected {
@@ -113,12 +114,26 @@ impl Established<'_> {
     ) -> Poll<Termination> {
         let Ends { client, upstream, whole } = &mut self.ends;
         let end = ready!(self.relay.poll(cx, client, upstream, timer, &record.meter()));
+        if is_broken_off(&end, self.relay.ended_first(), record.is_tls()) {
+            record.broken_off();
+        }
         *whole = match &end {
             RelayEnd::Done => true,
             RelayEnd::Fault(fault) => fault.delivered,
             RelayEnd::Idle { stalled, .. } => stalled.is_none(),
         };
         Poll::Ready(Termination::from(&end))
+    }
+}
+
+/// Whether it was the backend that ended a connection, of its own accord: then it should have said something before. A
+/// client that has ended its stream may get no answer. One of TLS always gets one otherwise, be it an alert; other
+/// protocols may have a reason to close without a word, but none to reset.
+fn is_broken_off(end: &RelayEnd, first: Option<Direction>, tls: bool) -> bool {
+    match end {
+        RelayEnd::Fault(fault) => fault.side == Side::Upstream && first != Some(Direction::Up),
+        RelayEnd::Done => tls && first == Some(Direction::Down),
+        RelayEnd::Idle { .. } => false,
     }
 }
 

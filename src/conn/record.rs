@@ -59,10 +59,21 @@ struct Story {
     ja4: Option<Box<Ja4>>,
     route: Option<Arc<str>>,
     reached: Reached,
+    /// Whether the backend has sent a byte.
+    answered: bool,
     /// Whether the log tells of it.
     told: bool,
-    /// Whether somebody asked for its end.
-    closed: bool,
+    /// Why somebody asked for its end.
+    closed: Option<Asked>,
+}
+
+/// Why a connection ends that could go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// An operator wants it closed.
+    Closed,
+    /// Its backend went down.
+    BackendDown,
 }
 
 /// How far it came on its way to a backend.
@@ -88,7 +99,7 @@ struct Counts {
 
 /// Counts bytes as they pass, for the connection and for its route.
 pub(super) struct TrafficMeter<'a> {
-    counts: &'a Counts,
+    open: &'a Open,
     traffic: Option<&'a Traffic>,
 }
 
@@ -110,8 +121,9 @@ impl ConnRecord {
             ja4: None,
             route: None,
             reached: Reached::Nothing,
+            answered: false,
             told: true,
-            closed: false,
+            closed: None,
         });
         let open = Rc::new(Open { counts: Counts::default(), story });
         Self { place: cx.connections.insert(Rc::clone(&open)), cx, open, traffic: None, end: None }
@@ -216,6 +228,19 @@ impl ConnRecord {
         story.reached = Reached::Backend(lease, took);
     }
 
+    /// Whether the client speaks TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        self.story().protocol == Some(Protocol::Tls)
+    }
+
+    /// The backend ended it, which tells against that one if it had not said anything.
+    pub(super) fn broken_off(&self) {
+        let story = self.story();
+        if let (false, Reached::Backend(lease, _)) = (story.answered, &story.reached) {
+            lease.unanswered();
+        }
+    }
+
     /// No backend could be connected to; this one was tried last.
     pub(super) fn tried(&mut self, backend: Option<Arc<Endpoint>>) {
         self.story().reached = backend.map_or(Reached::Nothing, Reached::Tried);
@@ -232,7 +257,7 @@ impl ConnRecord {
     }
 
     pub(super) fn meter(&self) -> TrafficMeter<'_> {
-        TrafficMeter { counts: &self.open.counts, traffic: self.traffic.as_deref() }
+        TrafficMeter { open: &self.open, traffic: self.traffic.as_deref() }
     }
 
     /// The header that tells a backend of the connection, and that its client connected to `destination`
@@ -271,8 +296,16 @@ impl Open {
     }
 
     /// From now on its end is one that was asked for.
-    pub(super) fn close(&self) {
-        self.story.borrow_mut().closed = true;
+    pub(super) fn close(&self, why: Asked) {
+        self.story.borrow_mut().closed.get_or_insert(why);
+    }
+
+    /// Whether it is connected to `endpoint`.
+    pub(super) fn is_with(&self, endpoint: &Arc<Endpoint>) -> bool {
+        match &self.story.borrow().reached {
+            Reached::Backend(lease, _) => Arc::ptr_eq(lease.endpoint(), endpoint),
+            Reached::Nothing | Reached::Limit(_) | Reached::Tried(_) => false,
+        }
     }
 
     /// Its line of the access log as it is now, without an end.
@@ -285,6 +318,14 @@ impl Open {
 }
 
 impl Story {
+    /// The backend has sent a byte.
+    fn answered(&mut self) {
+        if let (false, Reached::Backend(lease, _)) = (self.answered, &self.reached) {
+            lease.answered();
+        }
+        self.answered = true;
+    }
+
     fn line(&self, counts: &Counts, stage: Stage, end: Option<Termination>, duration: Duration) -> Line<'_> {
         let (limit, backend, took) = match &self.reached {
             Reached::Nothing => (None, None, None),
@@ -328,10 +369,10 @@ impl Drop for ConnRecord {
         let (story, counts) = (self.open.story.borrow(), &self.open.counts);
         let end = self.end.as_deref().copied().unwrap_or_else(|| {
             let drained = self.cx.shared.drained.load(Ordering::Acquire);
-            if story.closed {
-                Termination::closed(story.stage)
-            } else {
-                Termination::dropped(story.stage, drained)
+            match story.closed {
+                Some(Asked::Closed) => Termination::closed(story.stage),
+                Some(Asked::BackendDown) => Termination::backend_down(story.stage),
+                None => Termination::dropped(story.stage, drained),
             }
         });
         let duration = story.started.elapsed();
@@ -359,22 +400,24 @@ impl Drop for ConnRecord {
 impl Meter for TrafficMeter<'_> {
     fn read(&self, direction: Direction, n: usize) {
         if direction == Direction::Up {
-            self.counts.received.set(self.counts.received.get() + n as u64);
+            self.open.counts.received.set(self.open.counts.received.get() + n as u64);
             if let Some(traffic) = self.traffic {
                 traffic.received.increment(n as u64);
             }
+        } else if self.open.counts.sent.get() == 0 {
+            self.open.story.borrow_mut().answered();
         }
     }
 
     fn written(&self, direction: Direction, n: usize, spliced: bool) {
         if spliced {
-            self.counts.spliced.set(self.counts.spliced.get() + n as u64);
+            self.open.counts.spliced.set(self.open.counts.spliced.get() + n as u64);
             if let Some(traffic) = self.traffic {
                 traffic.spliced.increment(n as u64);
             }
         }
         if direction == Direction::Down {
-            self.counts.sent.set(self.counts.sent.get() + n as u64);
+            self.open.counts.sent.set(self.open.counts.sent.get() + n as u64);
             if let Some(traffic) = self.traffic {
                 traffic.sent.increment(n as u64);
             }

@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde_json::Value;
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::record::Open;
+use super::record::{Asked, Open};
+use crate::upstream::Endpoint;
 
 /// Places looked at for one question: well below a tenth of a millisecond, since connections wait meanwhile.
 const LOOKS: usize = 256;
@@ -40,18 +42,22 @@ pub(super) struct Question {
     answer: oneshot::Sender<Answer>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum About {
     /// What there is, this many at most.
     All(usize),
     /// The connection of this number is to be closed.
     Close(u64),
+    /// Those with this backend, which went down, are to be closed.
+    Down(Arc<Endpoint>),
 }
 
 /// What was found.
 #[derive(Debug, Default)]
 struct Answer {
     found: Vec<Value>,
+    /// How many are closed since their backend went down.
+    closed: usize,
     /// Where to ask on; `None` at the end.
     next: Option<usize>,
 }
@@ -80,32 +86,36 @@ impl Registry {
         drop(removed);
     }
 
-    fn answer(&self, from: usize, about: About) -> Answer {
+    fn answer(&self, from: usize, about: &About) -> Answer {
         let entries = self.0.borrow();
-        let (mut found, mut place) = (Vec::new(), from);
+        let (mut found, mut closed, mut place) = (Vec::new(), 0, from);
         while place < entries.capacity() && place < from.saturating_add(LOOKS) {
             if let Some(entry) = entries.get(place) {
                 match about {
-                    About::All(most) if found.len() < most.min(TOLD) => found.push(entry.open.to_json()),
+                    About::All(most) if found.len() < TOLD.min(*most) => found.push(entry.open.to_json()),
                     About::All(_) => break,
-                    About::Close(number) if entry.open.number() == number => {
-                        entry.close();
+                    About::Close(number) if entry.open.number() == *number => {
+                        entry.close(Asked::Closed);
                         found.push(entry.open.to_json());
                         break;
                     }
-                    About::Close(_) => {}
+                    About::Down(endpoint) if entry.open.is_with(endpoint) => {
+                        entry.close(Asked::BackendDown);
+                        closed += 1;
+                    }
+                    About::Close(_) | About::Down(_) => {}
                 }
             }
             place += 1;
         }
-        Answer { found, next: Some(place).filter(|place| *place < entries.capacity()) }
+        Answer { found, closed, next: Some(place).filter(|place| *place < entries.capacity()) }
     }
 }
 
 impl Entry {
     /// Ends what serves it, at its next turn.
-    fn close(&self) {
-        self.open.close();
+    fn close(&self, why: Asked) {
+        self.open.close(why);
         if let Some(task) = &self.task {
             task.abort();
         }
@@ -127,7 +137,7 @@ pub(super) fn questions() -> (mpsc::Sender<Question>, mpsc::Receiver<Question>) 
 pub(super) async fn answer_all(mut questions: mpsc::Receiver<Question>, registry: &Registry) {
     while let Some(Question { from, about, answer }) = questions.recv().await {
         // Whoever asked may have gone.
-        let _ = answer.send(registry.answer(from, about));
+        let _ = answer.send(registry.answer(from, &about));
         // Connections have their turn between two answers.
         tokio::task::yield_now().await;
     }
@@ -139,19 +149,34 @@ pub(super) async fn ask(worker: &mpsc::Sender<Question>, about: About) -> Vec<Va
     let mut all = Vec::new();
     let mut from = Some(0);
     while let Some(place) = from {
-        let about = match about {
-            About::All(most) if all.len() >= most => break,
+        let about = match &about {
+            About::All(most) if all.len() >= *most => break,
             About::All(most) => About::All(most - all.len()),
             About::Close(_) if !all.is_empty() => break,
-            About::Close(number) => About::Close(number),
+            about @ (About::Close(_) | About::Down(_)) => about.clone(),
         };
-        let (answer, answered) = oneshot::channel();
-        if worker.send(Question { from: place, about, answer }).await.is_err() {
-            break;
-        }
-        let Answer { found, next } = answered.await.unwrap_or_default();
+        let Answer { found, next, .. } = ask_from(worker, place, about).await;
         all.extend(found);
         from = next;
     }
     all
+}
+
+/// Lets a worker close all its connections to the endpoint, which went down; gives how many.
+pub(super) async fn close_all(worker: &mpsc::Sender<Question>, endpoint: &Arc<Endpoint>) -> usize {
+    let (mut all, mut from) = (0, Some(0));
+    while let Some(place) = from {
+        let Answer { closed, next, .. } = ask_from(worker, place, About::Down(Arc::clone(endpoint))).await;
+        all += closed;
+        from = next;
+    }
+    all
+}
+
+async fn ask_from(worker: &mpsc::Sender<Question>, from: usize, about: About) -> Answer {
+    let (answer, answered) = oneshot::channel();
+    if worker.send(Question { from, about, answer }).await.is_err() {
+        return Answer::default();
+    }
+    answered.await.unwrap_or_default()
 }

@@ -98,6 +98,11 @@ impl Termination {
         Self::new(Cause::Forced, stage, "closed")
     }
 
+    /// The connection was closed since its backend went down.
+    pub(super) fn backend_down(stage: Stage) -> Self {
+        Self::new(Cause::Upstream, stage, "backend_down")
+    }
+
     /// A list or a limit refused it at `stage`.
     pub(super) fn limited(rejection: &Rejection, stage: Stage) -> Self {
         Self::refused(rejection.reason(), stage)
@@ -154,8 +159,14 @@ impl From<NoRoute> for Termination {
 impl From<&ConnectError> for Termination {
     fn from(error: &ConnectError) -> Self {
         let cause = match error {
-            ConnectError::NoEndpoint | ConnectError::Refused(_) => Cause::Upstream,
-            ConnectError::Timeout | ConnectError::Dns(_) => Cause::UpstreamTimeout,
+            ConnectError::NoEndpoint
+            | ConnectError::Refused(_)
+            | ConnectError::RetryBudget
+            | ConnectError::Full => Cause::Upstream,
+            ConnectError::Timeout | ConnectError::Dns(_) | ConnectError::QueueTimeout => {
+                Cause::UpstreamTimeout
+            }
+            ConnectError::Gone => Cause::Client,
             ConnectError::Family | ConnectError::Loop | ConnectError::Blocked(_) => Cause::Policy,
             ConnectError::Resource(_) => Cause::Resource,
         };

@@ -358,6 +358,20 @@ impl<T: AsFd> Watched<T> {
         self.source(|source| source.ready.any(Ready::READ_CLOSED) && !source.ready.any(Ready::ERROR))
     }
 
+    /// Ready when the connection has failed or, where that counts, the peer has ended its stream; for who waits for nothing
+    /// else of it.
+    pub(super) fn poll_gone(&self, cx: &Context<'_>, ended: bool) -> Poll<()> {
+        let gone = Ready::ERROR.and(Ready::WRITE_CLOSED);
+        let gone = if ended { gone.and(Ready::READ_CLOSED) } else { gone };
+        self.source(|source| {
+            if source.ready.any(gone) {
+                return Poll::Ready(());
+            }
+            remember(&mut source.reader, cx);
+            Poll::Pending
+        })
+    }
+
     fn source<R>(&self, f: impl FnOnce(&mut Source) -> R) -> R {
         let mut sources = self.reactor.sources.borrow_mut();
         f(sources.get(self.key).unwrap_or_else(|| unreachable!("a source is removed when it is dropped")))

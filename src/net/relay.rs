@@ -181,6 +181,11 @@ impl<'a> Relay<'a> {
         Self { throttle, ..self }
     }
 
+    /// The direction that ended while the other one went on, when they did not end together.
+    pub fn ended_first(&self) -> Option<Direction> {
+        [&self.up, &self.down].iter().find(|flow| flow.ended_first()).map(|flow| flow.direction())
+    }
+
     /// Moves what can be moved. It is for one task, always with the same two connections.
     pub fn poll<C, U>(
         &mut self,
@@ -208,6 +213,11 @@ impl<'a> Relay<'a> {
         loop {
             if let Some(end) = finished(up, down) {
                 return Poll::Ready(end);
+            }
+            match (up.has_ended(), down.has_ended()) {
+                (true, false) => up.ends_first(),
+                (false, true) => down.ends_first(),
+                (true, true) | (false, false) => {}
             }
             let half_closed = [&*up, down].iter().find(|flow| flow.has_ended()).map(|flow| flow.direction());
             let stalled = [&*up, down].iter().find(|flow| flow.is_stalled()).map(|flow| flow.direction());

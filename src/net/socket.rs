@@ -45,6 +45,12 @@ impl Socket {
         self.0.watch(Interest::Read)
     }
 
+    /// Ready when the peer is gone: when the connection has failed or, where that counts, its stream has `ended`. Only once it
+    /// is watched, and while nobody reads.
+    pub fn poll_gone(&self, cx: &Context<'_>, ended: bool) -> Poll<()> {
+        self.0.poll_gone(cx, ended)
+    }
+
     /// The address of this end, of a TCP connection.
     ///
     /// # Errors
@@ -59,7 +65,10 @@ impl Socket {
     }
 
     /// Sends what fits; 0 when nothing does now, or there is nothing.
-    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+    ///
+    /// # Errors
+    /// What the kernel says of the connection, which then has taken nothing.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
         }

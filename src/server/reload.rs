@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use metrics::{Counter, Gauge};
 use serde_json::Value;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -27,7 +28,7 @@ use crate::handover::{Program, Successor};
 use crate::service;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
-use crate::upstream::{Keepers, Resolver};
+use crate::upstream::{Endpoint, Keepers, Resolver};
 
 const RELOADS: Family = Family {
     name: "portcullis_config_reloads_total",
@@ -45,6 +46,8 @@ const SINCE: Family = Family {
     labels: &[],
 };
 
+/// Backends that went down and wait for their connections to be closed; more wait with their pools.
+const WENT_DOWN: usize = 16;
 /// How often it is looked whether a retired snapshot is still in use.
 const RETIRE: Duration = Duration::from_secs(1);
 
@@ -58,6 +61,8 @@ pub(super) struct Live {
     resolver: Resolver,
     /// What keeps its pools up to date.
     keepers: Option<Keepers>,
+    /// Where they tell whose connections are to be closed.
+    down: mpsc::Sender<Arc<Endpoint>>,
     pub(super) listening: Listening,
     pub(super) admin: Option<AdminSocket>,
     workers: usize,
@@ -106,12 +111,15 @@ impl Live {
         let fixed = config::fixed(&config.effective);
         let serving = Arc::new(ArcSwap::from_pointee(Generation { number: 1, config }));
         let keepers = None;
+        let (down, went_down) = mpsc::channel(WENT_DOWN);
+        runtime.spawn(close_connections(went_down, Arc::clone(&shared)));
         Self {
             file,
             serving,
             fixed,
             resolver,
             keepers,
+            down,
             listening,
             admin,
             workers,
@@ -153,7 +161,7 @@ impl Live {
         // Those of the generation before may not have the last word.
         self.keepers = None;
         snapshot.pools.refresh();
-        self.keepers = Some(snapshot.pools.keep(&self.runtime));
+        self.keepers = Some(snapshot.pools.keep(&self.runtime, &self.down));
     }
 
     /// Reads the configuration again and serves by it, or says why not and goes on as before. Dropped before
@@ -283,6 +291,14 @@ impl Live {
             }
             Err(error) => error!(error = %chain(&error), "the access log stays as it is"),
         }
+    }
+}
+
+/// Closes the connections of backends that went down.
+async fn close_connections(mut went_down: mpsc::Receiver<Arc<Endpoint>>, shared: Arc<Shared>) {
+    while let Some(endpoint) = went_down.recv().await {
+        let closed = shared.workers.close_all(&endpoint).await;
+        info!(backend = %endpoint.name, address = %endpoint.target, closed, "closed the connections of a backend");
     }
 }
 

@@ -1,17 +1,22 @@
 //! Connecting to an endpoint of a pool, and to the next one when that fails.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::balance::{name_key, source_key};
-use super::endpoint::{Endpoint, Lease, Target};
+use super::endpoint::{Attempt, Lease, Target};
 use super::forward::Forward;
-use super::members::{SEED, Tried};
+use super::members::{SEED, Shortage, Wanted};
 use super::{ConnectError, ConnectFailure, LookupError, Pool, Upstream, UpstreamConn};
 use crate::config::{Balance, ClientKey};
 use crate::net::{Moment, Place, Reactor, Socket, Timer, connect};
+
+mod race;
 
 /// Attempts together may take as long as so many: enough for two endpoints that say nothing; endpoints that
 /// refuse at once cost no time.
@@ -24,22 +29,45 @@ pub struct Caller<'a> {
     pub client: IpAddr,
     /// The server name that it asks for.
     pub server_name: Option<&'a str>,
+    /// Its connection.
+    pub socket: &'a Socket,
+    /// Whether it is of no use once the client's stream has ended, as in TLS, which needs an answer to its hello answered.
+    pub ends_as_one: bool,
 }
 
-/// What the attempts to connect of one connection have in common.
-struct Attempts<'a, 't> {
+/// The search of one connection for an endpoint that can be connected to.
+struct Search<'a, 't> {
+    upstream: &'a Upstream,
     /// What the client has said already.
     first: &'a [u8],
-    /// How long one may take.
-    limit: Duration,
     /// The address to connect from, when it is not to be this host's own.
     source: Option<IpAddr>,
     /// Where clients name the server: how it is found, and its name.
     named: Option<(&'a Forward, &'a str)>,
-    /// When all of them end.
+    caller: Caller<'a>,
+    wanted: Wanted,
+    start: Instant,
+    /// When all attempts end.
     budget: Moment,
     reactor: &'a Rc<Reactor>,
     timer: &'a mut Timer<'t>,
+}
+
+/// A connection that was made.
+struct Connected {
+    stream: Socket,
+    /// How much of the first bytes it has taken.
+    sent: usize,
+    lease: Lease,
+}
+
+/// The time of an attempt.
+#[derive(Clone, Copy)]
+struct Term {
+    began: Instant,
+    until: Moment,
+    /// Whether that is as much as there is for one.
+    whole: bool,
 }
 
 impl Caller<'_> {
@@ -53,10 +81,11 @@ impl Caller<'_> {
 
 impl Upstream {
     /// Connects to an endpoint and sends what it takes at once of `first`; when that fails, to the next one,
-    /// until each was tried once or the time for all attempts is over. Cancel safe.
+    /// until each was tried once or the time for all attempts is over. While all have as many connections as they may,
+    /// it waits in the queue of the pool, if there is one. Cancel safe.
     ///
     /// # Errors
-    /// The failure of the last attempt. No backend has taken anything then.
+    /// The failure of the last attempt, or why there was none. No backend has taken anything then.
     pub async fn connect(
         &self,
         first: &[u8],
@@ -68,10 +97,44 @@ impl Upstream {
         // Added one by one: each may be rounded up.
         let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + self.connect_timeout);
         let source = self.transparent.then_some(caller.client);
+        let client = self.pool.config().sticky.map(|(on, _)| caller.key(on));
+        let wanted = self.pool.wanted(&caller, client, start);
         let named = self.forward.as_ref().zip(caller.server_name);
-        let limit = self.connect_timeout;
-        let mut attempts = Attempts { first, limit, source, named, budget, reactor, timer };
-        let key = match self.pool.config().balance {
+        let mut search =
+            Search { upstream: self, first, source, named, caller, wanted, start, budget, reactor, timer };
+        let mut last = ConnectError::NoEndpoint;
+        loop {
+            let attempt = match search.next().await {
+                Ok(Some(attempt)) => attempt,
+                Ok(None) => break,
+                Err(error) => {
+                    last = error;
+                    break;
+                }
+            };
+            match search.attempt(attempt).await {
+                Ok(Connected { stream, sent, lease }) => {
+                    let took = start.elapsed();
+                    self.pool.connected(client, &lease, took, start);
+                    return Ok(UpstreamConn { stream, sent, lease, took });
+                }
+                Err(error) => last = error,
+            }
+            if search.is_over() {
+                break;
+            }
+        }
+        Err(ConnectFailure { error: last, endpoint: search.wanted.tried.last().cloned() })
+    }
+}
+
+impl Pool {
+    /// What a connection of `caller` asks for; `client` is what that one is known by. It is counted.
+    fn wanted(&self, caller: &Caller<'_>, client: Option<u64>, now: Instant) -> Wanted {
+        if self.config().retry_budget.is_some() {
+            self.state().retries.connection(now);
+        }
+        let key = match self.config().balance {
             Balance::Hash { on, .. } => Some(caller.key(on)),
             Balance::RoundRobin
             | Balance::LeastConnections
@@ -79,68 +142,130 @@ impl Upstream {
             | Balance::Random
             | Balance::First => None,
         };
-        let (mut tried, mut last) = (Tried::default(), ConnectError::NoEndpoint);
-        loop {
-            let Some(lease) = self.pool.take(key, start, &tried) else { break };
-            match attempts.connect(lease.endpoint()).await {
-                Ok((stream, sent)) => {
-                    let took = start.elapsed();
-                    self.pool.connect_time.record(took);
-                    return Ok(UpstreamConn { stream, sent, lease, took });
-                }
-                Err(error) => last = error,
-            }
-            tried.add(Arc::clone(lease.endpoint()));
-            if attempts.are_over() {
-                break;
-            }
+        let before = client.and_then(|client| self.state().sticky()?.find(client, now));
+        Wanted { key, before, ..Wanted::default() }
+    }
+
+    /// A connection was made, after so long from `start` on.
+    fn connected(&self, client: Option<u64>, lease: &Lease, took: Duration, start: Instant) {
+        self.connect_time.record(took);
+        if let (Some(client), Some(sticky)) = (client, self.state().sticky()) {
+            sticky.keep(client, lease.endpoint().id, start + took);
         }
-        Err(ConnectFailure { error: last, endpoint: tried.last().cloned() })
     }
-}
 
-impl Pool {
     /// The next endpoint to try, with room for a connection.
-    fn take(&self, key: Option<u64>, now: Instant, tried: &Tried) -> Option<Lease> {
-        let endpoint = self.members().take(key, now, tried)?;
-        Some(Lease::new(endpoint, Arc::clone(self.state())))
+    fn take(&self, wanted: &Wanted, now: Instant) -> Option<Attempt> {
+        let endpoint = self.members().take(wanted, now)?;
+        Some(Attempt::new(endpoint, Arc::clone(self.state())))
+    }
+
+    /// Whether a connection may try another endpoint.
+    fn may_retry(&self) -> bool {
+        let state = self.state();
+        let may =
+            self.config().retry_budget.is_none_or(|percent| state.retries.take(percent, Instant::now()));
+        state.count_retry(may);
+        may
     }
 }
 
-impl Attempts<'_, '_> {
-    fn are_over(&self) -> bool {
+impl Search<'_, '_> {
+    fn is_over(&self) -> bool {
         self.timer.now() >= self.budget
     }
 
-    /// Tries one endpoint.
-    async fn connect(&mut self, endpoint: &Endpoint) -> Result<(Socket, usize), ConnectError> {
-        let start = Instant::now();
+    fn term(&self) -> Term {
+        let whole = self.timer.now() + self.upstream.connect_timeout;
+        Term { began: Instant::now(), until: self.budget.min(whole), whole: whole <= self.budget }
+    }
+
+    /// The next endpoint to try; `None` when there is none left.
+    async fn next(&mut self) -> Result<Option<Attempt>, ConnectError> {
+        let pool = &self.upstream.pool;
+        let attempt = match pool.take(&self.wanted, self.start) {
+            Some(attempt) => attempt,
+            None => {
+                let shortage = pool.members().shortage(&self.wanted.tried);
+                let Some(shortage) = shortage else { return Ok(None) };
+                Box::pin(self.wait(shortage)).await?
+            }
+        };
+        if self.wanted.tried.is_empty() || pool.may_retry() {
+            Ok(Some(attempt))
+        } else {
+            Err(ConnectError::RetryBudget)
+        }
+    }
+
+    /// Waits for an endpoint with room. The time in the queue is none of that for attempts.
+    async fn wait(&mut self, shortage: Shortage) -> Result<Attempt, ConnectError> {
+        let state = self.upstream.pool.state();
+        let (most, until) = match (shortage, self.upstream.pool.config().queue) {
+            (Shortage::Full, None) => (0, self.budget),
+            (Shortage::Full, Some(queue)) => (queue.size as usize, self.timer.now() + queue.timeout),
+            // Each of them is a connection, of which there are so many at most.
+            (Shortage::Busy, _) => (usize::MAX, self.budget),
+        };
+        let began = Instant::now();
+        let Some(mut turn) = state.queue.join(self.wanted.clone(), most) else {
+            state.count_rejection(true);
+            return Err(ConnectError::Full);
+        };
+        // There may be room by now, of which nobody tells.
+        state.make_use_of_room();
+        let Caller { socket, ends_as_one, .. } = self.caller;
+        let given_or_gone = poll_fn(|cx| match Pin::new(&mut turn).poll(cx) {
+            Poll::Ready(attempt) => Poll::Ready(Some(attempt)),
+            Poll::Pending => socket.poll_gone(cx, ends_as_one).map(|()| None),
+        });
+        match (self.timer.timeout_at(until, given_or_gone).await, shortage) {
+            (Some(None), _) => Err(ConnectError::Gone),
+            (Some(Some(attempt)), Shortage::Full) => {
+                self.budget = self.budget + began.elapsed();
+                Ok(attempt)
+            }
+            (Some(Some(attempt)), Shortage::Busy) => Ok(attempt),
+            (None, Shortage::Full) => {
+                state.count_rejection(false);
+                Err(ConnectError::QueueTimeout)
+            }
+            (None, Shortage::Busy) => Err(ConnectError::Timeout),
+        }
+    }
+
+    /// Tries one endpoint, and where its name has addresses of the other family, one of those beside it.
+    async fn attempt(&mut self, attempt: Attempt) -> Result<Connected, ConnectError> {
+        let endpoint = attempt.endpoint();
+        if endpoint.has_other_family() && !endpoint.is_own() && self.source.is_none() {
+            return Box::pin(self.race(attempt)).await;
+        }
+        let term = self.term();
         let result = match &endpoint.target {
             _ if endpoint.is_own() => Err(ConnectError::Loop),
             // In a box of its own, which others do not have to carry.
             Target::ServerName(port) => Box::pin(self.find(*port)).await,
-            Target::Tcp(addr) => self.attempt(Place::Tcp(*addr)).await,
-            Target::Unix(path) => self.attempt(Place::Unix(path)).await,
+            Target::Tcp(addr) => self.reach(Place::Tcp(*addr), term).await,
+            Target::Unix(path) => self.reach(Place::Unix(path), term).await,
         };
-        match &result {
-            Ok(_) => endpoint.connected(start.elapsed(), Instant::now()),
-            Err(error) => endpoint.count_failure(error),
+        match result {
+            Ok((stream, sent)) => Ok(Connected { stream, sent, lease: attempt.succeeded(term.began) }),
+            Err(error) => Err(self.failed(attempt, term, error)),
         }
-        result
     }
 
     /// Tries the addresses of the server that the client names.
     async fn find(&mut self, port: u16) -> Result<(Socket, usize), ConnectError> {
         let Some((forward, name)) = self.named else { return Err(ConnectError::NoEndpoint) };
-        let until = self.budget.min(self.timer.now() + self.limit);
+        let until = self.term().until;
         let found = self.timer.timeout_at(until, forward.find(name, port)).await;
         let mut last = ConnectError::NoEndpoint;
         for addr in found.unwrap_or(Err(ConnectError::Dns(LookupError::Timeout)))? {
-            match self.attempt(Place::Tcp(addr)).await {
+            match self.reach(Place::Tcp(addr), self.term()).await {
                 Ok(connected) => return Ok(connected),
                 Err(error) => last = error,
             }
-            if self.are_over() {
+            if self.is_over() {
                 break;
             }
         }
@@ -148,15 +273,21 @@ impl Attempts<'_, '_> {
     }
 
     /// Tries one address.
-    async fn attempt(&mut self, place: Place<'_>) -> Result<(Socket, usize), ConnectError> {
+    async fn reach(&mut self, place: Place<'_>, term: Term) -> Result<(Socket, usize), ConnectError> {
         let place = from_source(place, self.source)?;
-        let until = self.budget.min(self.timer.now() + self.limit);
         let connecting = connect(place, self.first, self.reactor);
-        match self.timer.timeout_at(until, connecting).await {
+        match self.timer.timeout_at(term.until, connecting).await {
             Some(Ok(connected)) => Ok(connected),
             Some(Err(error)) => Err(ConnectError::from_io(error)),
             None => Err(ConnectError::Timeout),
         }
+    }
+
+    /// An attempt failed: its endpoint is not tried again.
+    fn failed(&mut self, attempt: Attempt, term: Term, error: ConnectError) -> ConnectError {
+        let endpoint = attempt.failed(&error, term.whole);
+        self.wanted.tried.add(endpoint);
+        error
     }
 }
 

@@ -47,8 +47,28 @@ struct Group {
     balancer: Balancer,
 }
 
+/// What a connection asks for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    /// The hash of what it is told apart by when it is balanced, if by anything.
+    pub(super) key: Option<u64>,
+    /// The id of the endpoint that its client was given before.
+    pub(super) before: Option<u64>,
+    /// Those that did not work.
+    pub(super) tried: Tried,
+}
+
+/// Why there is nothing to take although there are endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shortage {
+    /// All have as many connections as they may.
+    Full,
+    /// Some have room, but many attempts to connect to them are under way.
+    Busy,
+}
+
 /// Endpoints that a connection has tried.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Tried(Vec<Arc<Endpoint>>);
 
 impl Members {
@@ -82,9 +102,41 @@ impl Members {
         Self { groups: groups.collect() }
     }
 
-    /// The next one to try that has room for a connection, which is counted.
-    pub(super) fn take(&self, key: Option<u64>, now: Instant, tried: &Tried) -> Option<Arc<Endpoint>> {
-        self.groups.iter().find_map(|group| group.take(key, now, tried))
+    /// The next one to try that has room for a connection, which is counted: the one that the client was given before if
+    /// that can be had.
+    pub(super) fn take(&self, wanted: &Wanted, now: Instant) -> Option<Arc<Endpoint>> {
+        let before = wanted.before.and_then(|id| self.take_that(id, &wanted.tried));
+        before.or_else(|| self.groups.iter().find_map(|group| group.take(wanted, now, |_| true)))
+    }
+
+    /// The same of those of the other family than `endpoint` and of its name.
+    pub(super) fn take_other_family(
+        &self,
+        endpoint: &Endpoint,
+        wanted: &Wanted,
+        now: Instant,
+    ) -> Option<Arc<Endpoint>> {
+        let suits = |other: &Endpoint| other.is_other_family_of(endpoint);
+        self.groups.iter().find_map(|group| group.take(wanted, now, suits))
+    }
+
+    /// The one of this id, if it can be chosen.
+    fn take_that(&self, id: u64, tried: &Tried) -> Option<Arc<Endpoint>> {
+        let (group, index) = self.find(id)?;
+        let endpoint = group.endpoints.get(index)?;
+        let taken = endpoint.is_usable() && !tried.has(endpoint) && endpoint.try_take();
+        taken.then(|| {
+            group.balancer.changed(index);
+            Arc::clone(endpoint)
+        })
+    }
+
+    /// Why nothing can be taken by who has tried those; `None` when there is nothing else.
+    pub(super) fn shortage(&self, tried: &Tried) -> Option<Shortage> {
+        let all = self.groups.iter().flat_map(|group| &group.endpoints);
+        let mut left = all.filter(|endpoint| endpoint.is_available() && !tried.has(endpoint)).peekable();
+        left.peek()?;
+        Some(if left.all(|endpoint| endpoint.load.is_full()) { Shortage::Full } else { Shortage::Busy })
     }
 
     /// The number of connections of `endpoint` has changed.
@@ -100,17 +152,22 @@ impl Members {
 }
 
 impl Group {
-    fn take(&self, key: Option<u64>, now: Instant, tried: &Tried) -> Option<Arc<Endpoint>> {
+    fn take(
+        &self,
+        wanted: &Wanted,
+        now: Instant,
+        suits: impl Fn(&Endpoint) -> bool,
+    ) -> Option<Arc<Endpoint>> {
         let usable = |index: usize| {
             self.endpoints.get(index).is_some_and(|endpoint| {
-                endpoint.is_available() && !endpoint.load.is_full() && !tried.has(endpoint)
+                endpoint.is_usable() && !wanted.tried.has(endpoint) && suits(endpoint)
             })
         };
         // Others choose at the same time: the one that had room may be full by now, and is not usable then.
         for _ in 0..self.endpoints.len() {
-            let index = self.balancer.choose(key, now, usable)?;
+            let index = self.balancer.choose(wanted.key, now, usable)?;
             let endpoint = self.endpoints.get(index)?;
-            if endpoint.load.try_take() {
+            if endpoint.try_take() {
                 self.balancer.changed(index);
                 return Some(Arc::clone(endpoint));
             }
@@ -123,6 +180,11 @@ impl Tried {
     /// Adds one.
     pub(super) fn add(&mut self, endpoint: Arc<Endpoint>) {
         self.0.push(endpoint);
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     fn has(&self, endpoint: &Arc<Endpoint>) -> bool {
@@ -145,5 +207,129 @@ fn prefer_near(listed: &mut [Listed]) {
             counted.map(|peer| u64::from(peer.weight)).sum()
         };
         one.rank.far = weight(true) > 0 && weight(true) * 2 >= weight(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{Ipv6Addr, SocketAddr};
+
+    use super::super::endpoint::Target;
+    use super::*;
+    use crate::telemetry::Registry;
+
+    fn endpoint(name: &str, addr: SocketAddr) -> Arc<Endpoint> {
+        let registry = Registry::new().unwrap();
+        Arc::new(Endpoint::new("pool", &Arc::from(name), Target::Tcp(addr), &registry))
+    }
+
+    /// Endpoints of tier 1, called by their places.
+    fn list<const N: usize>() -> [Listed; N] {
+        std::array::from_fn(|place| {
+            let addr = SocketAddr::from(([10, 0, 0, 1], u16::try_from(place).unwrap()));
+            let endpoint = endpoint(&place.to_string(), addr);
+            Listed { endpoint, weight: 256, rank: Rank { tier: 1, ..Rank::default() }, near: false }
+        })
+    }
+
+    fn members(listed: &[Listed]) -> Members {
+        Members::new(listed.to_vec(), Algorithm::RoundRobin, &Members::none())
+    }
+
+    fn set(one: &Listed, available: bool) {
+        one.endpoint.set_available(available, Instant::now());
+    }
+
+    /// Whom the next twelve connections are given.
+    fn taken(members: &Members, wanted: &Wanted) -> BTreeMap<String, usize> {
+        let mut taken = BTreeMap::new();
+        for endpoint in (0..12).map_while(|_| members.take(wanted, Instant::now())) {
+            *taken.entry(endpoint.name.to_string()).or_default() += 1;
+        }
+        taken
+    }
+
+    fn shares<const N: usize>(shares: [(&str, usize); N]) -> BTreeMap<String, usize> {
+        shares.into_iter().map(|(name, share)| (name.to_owned(), share)).collect()
+    }
+
+    #[test]
+    fn a_tier_is_for_when_those_before_it_have_nothing() {
+        let mut listed = list::<3>();
+        listed[2].rank.tier = 2;
+        let wanted = Wanted::default();
+        assert_eq!(taken(&members(&listed), &wanted), shares([("0", 6), ("1", 6)]));
+        set(&listed[0], false);
+        assert_eq!(taken(&members(&listed), &wanted), shares([("1", 12)]));
+        set(&listed[1], false);
+        assert_eq!(taken(&members(&listed), &wanted), shares([("2", 12)]));
+        set(&listed[1], true);
+        listed[1].endpoint.load.set_limit(listed[1].endpoint.load.active() + 2);
+        assert_eq!(taken(&members(&listed), &wanted), shares([("1", 2), ("2", 10)]), "full");
+    }
+
+    #[test]
+    fn other_zones_serve_while_less_than_half_of_this_one_is_there() {
+        let mut listed = list::<5>();
+        listed[..3].iter_mut().for_each(|one| one.near = true);
+        let wanted = Wanted::default();
+        assert_eq!(taken(&members(&listed), &wanted), shares([("0", 4), ("1", 4), ("2", 4)]));
+        set(&listed[0], false);
+        assert_eq!(taken(&members(&listed), &wanted), shares([("1", 6), ("2", 6)]));
+        set(&listed[1], false);
+        assert_eq!(taken(&members(&listed), &wanted), shares([("2", 4), ("3", 4), ("4", 4)]));
+        set(&listed[2], false);
+        assert_eq!(taken(&members(&listed), &wanted), shares([("3", 6), ("4", 6)]));
+    }
+
+    #[test]
+    fn a_client_keeps_its_endpoint_while_that_can_be_had() {
+        let listed = list::<3>();
+        let mut wanted = Wanted { before: Some(listed[1].endpoint.id), ..Wanted::default() };
+        assert_eq!(taken(&members(&listed), &wanted), shares([("1", 12)]));
+        wanted.tried.add(Arc::clone(&listed[1].endpoint));
+        assert_eq!(taken(&members(&listed), &wanted), shares([("0", 6), ("2", 6)]));
+        wanted.tried = Tried::default();
+        set(&listed[1], false);
+        assert_eq!(taken(&members(&listed), &wanted), shares([("0", 6), ("2", 6)]));
+    }
+
+    #[test]
+    fn why_there_is_nothing_to_take() {
+        let listed = list::<2>();
+        let members = members(&listed);
+        let mut wanted = Wanted::default();
+        listed.iter().for_each(|one| one.endpoint.load.set_limit(1));
+        assert_eq!(taken(&members, &wanted).len(), 2);
+        assert_eq!(members.shortage(&wanted.tried), Some(Shortage::Full));
+        listed[1].endpoint.load.set_limit(0);
+        // As many attempts as may be under way.
+        while members.take(&wanted, Instant::now()).is_some() {}
+        assert_eq!(members.shortage(&wanted.tried), Some(Shortage::Busy));
+        wanted.tried.add(Arc::clone(&listed[1].endpoint));
+        assert_eq!(members.shortage(&wanted.tried), Some(Shortage::Full));
+        wanted.tried.add(Arc::clone(&listed[0].endpoint));
+        assert_eq!(members.shortage(&wanted.tried), None);
+        set(&listed[0], false);
+        assert_eq!(Members::none().shortage(&Tried::default()), None);
+    }
+
+    #[test]
+    fn the_other_family_is_one_of_the_same_name() {
+        let at = |name, addr: SocketAddr| Listed { endpoint: endpoint(name, addr), ..list::<1>()[0].clone() };
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, 1));
+        let v4 = |last| SocketAddr::from(([127, 0, 0, last], 1));
+        let listed = [at("a", v6), at("b", v4(1)), at("a", v4(2)), at("b", v6)];
+        let members = members(&listed);
+        let other = |place: usize, wanted: &Wanted| {
+            let other = members.take_other_family(&listed[place].endpoint, wanted, Instant::now());
+            other.map(|other| other.target.to_string())
+        };
+        let mut wanted = Wanted::default();
+        assert_eq!(other(0, &wanted).as_deref(), Some("127.0.0.2:1"));
+        assert_eq!(other(1, &wanted).as_deref(), Some("[::1]:1"));
+        wanted.tried.add(Arc::clone(&listed[2].endpoint));
+        assert_eq!(other(0, &wanted), None);
     }
 }

@@ -6,24 +6,24 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use metrics::Histogram;
+use metrics::{Counter, Histogram};
 use serde_json::{Value, json};
-use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinSet;
+use tokio::sync::Notify;
 
-use super::balance::{Algorithm, effective, ramp};
-use super::endpoint::{Endpoint, Target};
+use super::ConnectError;
+use super::balance::{Algorithm, Sticky, effective, ramp};
+use super::endpoint::{Attempt, Endpoint, Target};
 use super::forward::Forward;
-use super::health::Checks;
-use super::members::{Listed, Members, Rank};
+use super::members::{Listed, Members, Rank, Wanted};
+use super::queue::Queue;
 use super::resolve::{Found, OnDemand, Resolver, Watched};
-use crate::config::{BackendConfig, Balance, UpstreamConfig};
+use super::retries::Retries;
+use crate::config::{BackendConfig, Balance, OnDown, UpstreamConfig};
 use crate::net::{OwnListeners, UpstreamAddr};
 use crate::telemetry::{Family, Registry};
 
@@ -33,14 +33,33 @@ const CONNECT_TIME: Family = Family {
     labels: &["upstream"],
 };
 
+const RETRIES: Family = Family {
+    name: "portcullis_upstream_retries_total",
+    help: "Attempts to connect beyond the first one of a connection.",
+    labels: &["upstream"],
+};
+const EXHAUSTED: Family = Family {
+    name: "portcullis_upstream_retries_exhausted_total",
+    help: "Connections that might have tried another backend, had there not been too many retries.",
+    labels: &["upstream"],
+};
+const QUEUE_LENGTH: Family = Family {
+    name: "portcullis_upstream_queue_length",
+    help: "Connections that wait for a backend with room.",
+    labels: &["upstream"],
+};
+const QUEUE_REJECTIONS: Family = Family {
+    name: "portcullis_upstream_queue_rejections_total",
+    help: "Connections that found no backend with room, nor room to wait, or waited too long.",
+    labels: &["upstream", "reason"],
+};
+
 /// Effective weights are made anew so often while an endpoint starts slowly.
 const RAMP_STEPS: u32 = 20;
 /// But no more often than this.
 const RAMP_STEP_MIN: Duration = Duration::from_millis(250);
 /// How often it is asked again whether a host has an address.
 const OWN_LOOK: Duration = Duration::from_secs(5);
-/// When nothing is due: a look from time to time costs nothing.
-const IDLE_LOOK: Duration = Duration::from_secs(3600);
 
 /// A group of backends in one generation of the configuration.
 #[derive(Debug)]
@@ -51,7 +70,7 @@ pub struct Pool {
     /// What outlives generations.
     state: Arc<PoolState>,
     /// Those of the backends that are names, in their order.
-    names: HashMap<UpstreamAddr, Arc<Watched>>,
+    pub(super) names: HashMap<UpstreamAddr, Arc<Watched>>,
     members: ArcSwap<Members>,
     pub(super) connect_time: Histogram,
 }
@@ -66,10 +85,21 @@ pub(super) struct PoolState {
     /// Told when there is something new to bring together.
     pub(super) changed: Notify,
     /// Connections that wait for room.
-    pub(super) waiting: AtomicUsize,
-    /// Told when there may be room.
-    pub(super) room: Notify,
+    pub(super) queue: Queue<Wanted, Attempt>,
+    /// Attempts beyond the first.
+    pub(super) retries: Retries,
+    /// Which endpoint each client was given, once that matters.
+    sticky: OnceLock<Sticky>,
+    metrics: Metrics,
     pub(super) registry: Arc<Registry>,
+}
+
+#[derive(Debug)]
+struct Metrics {
+    retries: Counter,
+    exhausted: Counter,
+    full: Counter,
+    late: Counter,
 }
 
 impl Pool {
@@ -95,6 +125,9 @@ impl Pool {
             Some(before) => Arc::clone(&before.state),
             None => Arc::new(PoolState::new(&config.name, registry)),
         };
+        if let Some((_, length)) = config.sticky {
+            state.sticky.get_or_init(|| Sticky::new(length)).set_length(length);
+        }
         Self {
             config: Arc::clone(config),
             zone: zone.cloned(),
@@ -128,16 +161,18 @@ impl Pool {
     /// Brings together what is known, from now on for new connections. Gives when that will change by itself.
     pub(super) fn refresh(&self, now: Instant) -> Option<Instant> {
         let mut endpoints = self.state.endpoints();
+        self.judge(endpoints.values(), now);
         let first = endpoints.is_empty();
         let mut current = HashMap::new();
         let (mut listed, mut shares) = (Vec::new(), Vec::new());
         let mut due = None;
         let targets = self.targets();
-        let dual = with_ipv6(&targets);
+        let (v4, v6) = (hosts_with(&targets, is_ipv4), hosts_with(&targets, is_ipv6));
         for (backend, target, found) in targets {
             let name: Arc<str> = backend.address.to_string().into();
             let mut rank = rank(&backend, found.as_ref());
-            rank.second_family = is_ipv4(&target) && dual.contains(&backend.address);
+            let dual = v4.contains(&backend.address) && v6.contains(&backend.address);
+            rank.second_family = dual && is_ipv4(&target);
             let key = (name, target);
             let endpoint = endpoints
                 .get(&key)
@@ -145,12 +180,15 @@ impl Pool {
                 .map_or_else(|| Arc::new(self.state.endpoint(&key, !first, now)), Arc::clone);
             due = earliest(due, self.look_whose(&endpoint, now));
             endpoint.load.set_limit(backend.max_connections.unwrap_or(0));
-            let news = endpoint.set_available(is_available(&endpoint, now), now);
+            endpoint.set_other_family(dual);
+            // What clients name is no endpoint of its own: whom they name may fail as he likes.
+            let is_one = !matches!(endpoint.target, Target::ServerName(_));
+            endpoint.strikes.follow(self.config.eject.as_ref().filter(|_| is_one));
+            let news = endpoint.set_available(is_available(&endpoint), now);
             if news {
-                tracing::info!(upstream = %self.config.name, backend = %key.0, address = %key.1,
-                    available = endpoint.is_available(), "a backend changed");
+                self.changed(&endpoint);
             }
-            due = earliest(due, endpoint.status().ejected_until);
+            due = earliest(due, endpoint.status().outlier.until());
             shares.push(share(&backend, found.as_ref(), &endpoint));
             let near = self.zone.is_some() && backend.zone == self.zone;
             listed.push(Listed { endpoint: Arc::clone(&endpoint), weight: 0, rank, near });
@@ -165,9 +203,19 @@ impl Pool {
         let members = Arc::new(Members::new(listed, self.algorithm(), &self.state.newest.load()));
         self.members.store(Arc::clone(&members));
         self.state.newest.store(members);
-        // Whoever waits looks again.
-        self.state.room.notify_waiters();
+        self.state.make_use_of_room();
         due
+    }
+
+    /// An endpoint may be chosen from now on, or no longer.
+    fn changed(&self, endpoint: &Endpoint) {
+        let mut status = endpoint.status();
+        let available = endpoint.is_available();
+        tracing::info!(upstream = %self.config.name, backend = %endpoint.name, address = %endpoint.target, available,
+            "a backend changed");
+        // Whom an operator takes out is left to those that it serves.
+        let is_down = status.healthy == Some(false) || status.outlier.is_out();
+        status.closing = !available && is_down && self.config.on_down == OnDown::Close;
     }
 
     /// Finds out whether the endpoint is this process itself; gives when to look again, where that may change.
@@ -180,29 +228,6 @@ impl Pool {
         }
         // Addresses come to hosts, and go.
         self.own.may_take(addr).then_some(now + OWN_LOOK)
-    }
-
-    /// Does so whenever something has changed, and checks endpoints, until dropped. A check takes one of `slots`.
-    pub(super) async fn keep(self: Arc<Self>, slots: Arc<Semaphore>) {
-        let mut watches = JoinSet::new();
-        for watched in self.names.values() {
-            let (mut found, state) = (watched.subscribe(), Arc::clone(&self.state));
-            watches.spawn(async move {
-                while found.changed().await.is_ok() {
-                    state.changed.notify_one();
-                }
-            });
-        }
-        let mut checks = Checks::new(self.config.health.as_ref(), slots);
-        loop {
-            let due = self.refresh(Instant::now());
-            checks.follow(&self.state, self.state.endpoints().iter());
-            let due = due.unwrap_or_else(|| Instant::now() + IDLE_LOOK);
-            tokio::select! {
-                () = self.state.changed.notified() => {}
-                () = tokio::time::sleep_until(due.into()) => {}
-            }
-        }
     }
 
     /// The addresses of all backends, with what DNS says of those that are names.
@@ -275,7 +300,7 @@ impl Pool {
         };
         let backends: Vec<_> = self.config.backends.iter().map(backend).collect();
         json!({ "upstream": &*self.config.name, "balance": self.config.balance.to_string(),
-            "waiting": self.state.waiting.load(Ordering::Relaxed), "backends": backends })
+            "waiting": self.state.queue.len(), "backends": backends })
     }
 }
 
@@ -286,13 +311,15 @@ impl PoolState {
             endpoints: Mutex::default(),
             newest: ArcSwap::from_pointee(Members::none()),
             changed: Notify::new(),
-            waiting: AtomicUsize::new(0),
-            room: Notify::new(),
+            queue: Queue::new(registry.gauge(&QUEUE_LENGTH, &[name])),
+            retries: Retries::new(Instant::now()),
+            sticky: OnceLock::new(),
+            metrics: Metrics::new(name, registry),
             registry: Arc::clone(registry),
         }
     }
 
-    fn endpoints(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Target), Arc<Endpoint>>> {
+    pub(super) fn endpoints(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Target), Arc<Endpoint>>> {
         // Nothing is done under the lock that could fail half-way.
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -305,11 +332,60 @@ impl PoolState {
         endpoint
     }
 
+    /// There is something new to bring together.
+    pub(super) fn stir(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Ready when there is something new to bring together.
+    pub(super) async fn stirred(&self) {
+        self.changed.notified().await;
+    }
+
     /// A connection to `endpoint` has ended.
-    pub(super) fn released(&self, endpoint: &Endpoint) {
+    pub(super) fn released(self: &Arc<Self>, endpoint: &Endpoint) {
         self.newest.load().changed(endpoint);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            self.room.notify_one();
+        self.make_use_of_room();
+    }
+
+    /// There may be room: whoever waits for it is given it.
+    pub(super) fn make_use_of_room(self: &Arc<Self>) {
+        if !self.queue.has_waiters() {
+            return;
+        }
+        let (members, now) = (self.newest.load(), Instant::now());
+        self.queue.serve(|wanted| {
+            let endpoint = members.take(wanted, now)?;
+            Some(Attempt::new(endpoint, Arc::clone(self)))
+        });
+    }
+
+    /// Which endpoint each client was given.
+    pub(super) fn sticky(&self) -> Option<&Sticky> {
+        self.sticky.get()
+    }
+
+    /// A connection might try another endpoint, and may or not.
+    pub(super) fn count_retry(&self, may: bool) {
+        let counter = if may { &self.metrics.retries } else { &self.metrics.exhausted };
+        counter.increment(1);
+    }
+
+    /// A connection was not let into the queue, or left it in vain.
+    pub(super) fn count_rejection(&self, full: bool) {
+        let counter = if full { &self.metrics.full } else { &self.metrics.late };
+        counter.increment(1);
+    }
+}
+
+impl Metrics {
+    fn new(upstream: &str, registry: &Registry) -> Self {
+        let rejections = |why: ConnectError| registry.counter(&QUEUE_REJECTIONS, &[upstream, why.reason()]);
+        Self {
+            retries: registry.counter(&RETRIES, &[upstream]),
+            exhausted: registry.counter(&EXHAUSTED, &[upstream]),
+            full: rejections(ConnectError::Full),
+            late: rejections(ConnectError::QueueTimeout),
         }
     }
 }
@@ -322,26 +398,33 @@ fn share(backend: &BackendConfig, found: Option<&Found>, endpoint: &Endpoint) ->
 }
 
 /// Whether connections may be made to it, by what is known.
-fn is_available(endpoint: &Endpoint, now: Instant) -> bool {
+fn is_available(endpoint: &Endpoint) -> bool {
     let status = endpoint.status();
-    status.healthy != Some(false) && status.ejected_until.is_none_or(|until| until <= now)
+    status.healthy != Some(false) && !status.outlier.is_out()
 }
 
 fn rank(backend: &BackendConfig, found: Option<&Found>) -> Rank {
     Rank { tier: backend.tier, priority: found.map_or(0, |found| found.priority), ..Rank::default() }
 }
 
-/// The hosts that have IPv6 addresses: their IPv4 ones are behind those (RFC 6724, RFC 8305). Of a service nothing tells
-/// which addresses are those of the same host.
-fn with_ipv6(targets: &[(BackendConfig, Target, Option<Found>)]) -> HashSet<UpstreamAddr> {
-    let hosts = targets.iter().filter(|(backend, target, _)| {
-        matches!((&backend.address, target), (UpstreamAddr::Name { .. }, Target::Tcp(addr)) if addr.is_ipv6())
-    });
+/// The hosts that have addresses `of` a family: their IPv4 ones are behind the others (RFC 6724, RFC 8305). Of a service
+/// nothing tells which addresses are those of the same host.
+fn hosts_with(
+    targets: &[(BackendConfig, Target, Option<Found>)],
+    of: fn(&Target) -> bool,
+) -> HashSet<UpstreamAddr> {
+    let hosts = targets
+        .iter()
+        .filter(|(backend, target, _)| matches!(backend.address, UpstreamAddr::Name { .. }) && of(target));
     hosts.map(|(backend, ..)| backend.address.clone()).collect()
 }
 
 fn is_ipv4(target: &Target) -> bool {
     matches!(target, Target::Tcp(addr) if addr.is_ipv4())
+}
+
+fn is_ipv6(target: &Target) -> bool {
+    matches!(target, Target::Tcp(addr) if addr.is_ipv6())
 }
 
 /// The earlier of two moments that may come.

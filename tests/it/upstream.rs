@@ -24,7 +24,7 @@ fn proxy_to(to: &str, extra: &str) -> Proxy {
 }
 
 /// An address that refuses: its port is held, and nobody listens there.
-fn refusing() -> (Socket, SocketAddr) {
+pub(crate) fn refusing() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
     let addr = socket.local_addr().unwrap().as_socket().unwrap();
@@ -32,7 +32,7 @@ fn refusing() -> (Socket, SocketAddr) {
 }
 
 /// A listening socket whose queue is full: the kernel answers no further SYN.
-fn black_hole() -> (TcpListener, Vec<Socket>, SocketAddr) {
+pub(crate) fn black_hole() -> (TcpListener, Vec<Socket>, SocketAddr) {
     let (socket, addr) = refusing();
     socket.listen(0).unwrap();
     let fillers = (0..4).map(|_| {

@@ -41,6 +41,8 @@ pub(super) struct Flow<'a> {
     state: State<'a>,
     mode: Mode,
     opposite: Opposite,
+    /// Whether it ended while the other one went on.
+    first: bool,
 }
 
 #[derive(Debug)]
@@ -95,7 +97,7 @@ impl<'a> Flow<'a> {
     /// A direction that first passes `prefix` on.
     pub(super) fn new(direction: Direction, prefix: Box<[u8]>) -> Self {
         let state = if prefix.is_empty() { State::Idle } else { State::Parked { bytes: prefix, written: 0 } };
-        Self { direction, state, mode: Mode::Copy { large: 0 }, opposite: Opposite::Open }
+        Self { direction, state, mode: Mode::Copy { large: 0 }, opposite: Opposite::Open, first: false }
     }
 
     pub(super) fn direction(&self) -> Direction {
@@ -129,6 +131,16 @@ impl<'a> Flow<'a> {
         } else if let Some(error) = source.take_error() {
             self.state = State::Ended(Some(self.source_fault(error)));
         }
+    }
+
+    /// It ended while the other one went on.
+    pub(super) fn ends_first(&mut self) {
+        self.first = true;
+    }
+
+    /// Whether it ended while the other one went on.
+    pub(super) fn ended_first(&self) -> bool {
+        self.first
     }
 
     /// Whether the source has ended.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use rcgen::{CertificateParams, DnType, KeyPair};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::SOON;
@@ -24,7 +25,7 @@ pub(crate) struct Nginx {
 /// An nginx with one server of the `http` or the `stream` module, without TLS.
 #[derive(Debug)]
 pub(crate) struct PlainNginx {
-    _process: Process,
+    process: Process,
     _dir: TempDir,
     addr: SocketAddr,
 }
@@ -112,11 +113,16 @@ impl PlainNginx {
         command.arg("-p").arg(dir.path()).arg("-c").arg(dir.path().join("nginx.conf"));
         let mut process = Process::start(&mut command, "nginx-light libnginx-mod-stream");
         wait_port(&mut process, addr);
-        Self { _process: process, _dir: dir, addr }
+        Self { process, _dir: dir, addr }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Sends it a signal; it is one process.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 }
 
