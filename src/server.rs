@@ -352,6 +352,8 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
     let force = CancellationToken::new();
     let workers = spawn_workers(configs, &shared, &force)?;
     let serving = live.serving().load_full();
+    // The first client finds its backend; which of them is this process itself is known once it listens.
+    shared.snapshot.load().pools.refresh();
     live.listening.change(&serving.config, sockets);
     live.keep_pools();
     readiness.set_ready();

@@ -187,9 +187,9 @@ fn one_family_is_asked_for_on_request() {
     proxy.reconfigure(&settings("ipv4"));
     until("IPv4", FOLLOW, || only("v4").then_some(()));
     proxy.reconfigure(&settings("both"));
-    await_outcome(&proxy, &served("v4"));
     await_outcome(&proxy, &served("v6"));
     drop(v6);
+    await_outcome(&proxy, &served("v4"));
 }
 
 /// In a network where nameservers can be on port 53, and with files of the system that are the test's own.
