@@ -212,7 +212,9 @@ async fn serve_tcp(listener: std::net::TcpListener, acl: Acl, state: Arc<(State,
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) if acl.allows(peer.ip()) => serve_one(stream, &slots, &state),
+            Ok((stream, peer)) if acl.allows(peer.ip()) => {
+                serve_one(stream, &peer.to_string(), &slots, &state)
+            }
             Ok((_, peer)) => debug!(%peer, "not allowed to ask the admin server"),
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
@@ -228,24 +230,29 @@ async fn serve_unix(
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve_one(stream, &slots, &state),
+            Ok((stream, _)) => {
+                // As it was when it connected (unix(7), SO_PEERCRED).
+                let by = stream.peer_cred().map(|peer| format!("uid {}", peer.uid()));
+                serve_one(stream, by.as_deref().unwrap_or("?"), &slots, &state);
+            }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-/// Serves the connection in a task of its own, or closes it when there are too many.
+/// Serves the connection of `by` in a task of its own, or closes it when there are too many.
 fn serve_one(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    by: &str,
     slots: &Arc<Semaphore>,
     state: &Arc<(State, Access)>,
 ) {
     let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return };
-    let state = Arc::clone(state);
+    let (state, by) = (Arc::clone(state), Arc::<str>::from(by));
     tokio::spawn(async move {
         let service = hyper::service::service_fn(move |request| {
-            let state = Arc::clone(&state);
-            async move { Ok::<_, Infallible>(answer(request, &state.0, &state.1).await) }
+            let (state, by) = (Arc::clone(&state), Arc::clone(&by));
+            async move { Ok::<_, Infallible>(answer(request, &state.0, &state.1, &by).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -258,10 +265,15 @@ fn serve_one(
     });
 }
 
-async fn answer(request: Request<Incoming>, state: &State, access: &Access) -> Response<Full<Bytes>> {
+async fn answer(
+    request: Request<Incoming>,
+    state: &State,
+    access: &Access,
+    by: &Arc<str>,
+) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     if path.starts_with("/api/") {
-        return api::answer(request, state, access).await;
+        return api::answer(request, state, access, by).await;
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return only("GET, HEAD");

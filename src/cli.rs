@@ -19,6 +19,7 @@ mod explain;
 mod quickstart;
 mod reload;
 mod run;
+mod upstream;
 
 /// A layer-4 TCP and TLS passthrough proxy that routes by SNI without decrypting.
 #[derive(Debug, Parser)]
@@ -56,6 +57,8 @@ enum Verb {
     Close(connections::Close),
     /// Let a running process stop accepting, and end when its connections have.
     Drain(connections::Drain),
+    /// List backends, and add, remove, weigh and drain them while the process runs.
+    Upstream(upstream::Upstream),
     /// Show what becomes of a connection, and why: each rule tried, the winner, the limits, the backends.
     Explain(explain::Explain),
     /// Try it out: two TLS servers and a proxy in front of them, on loopback, with certificates of their own.
@@ -131,6 +134,7 @@ impl Cli {
                 exit
             }
             Verb::Check(check) => check.run(),
+            Verb::Upstream(upstream) => upstream.run(),
             Verb::Explain(explain) => explain.run(),
             Verb::Reload(reload) => reload.run(),
             Verb::Diff(diff) => diff.run(),
@@ -150,15 +154,18 @@ impl Cli {
                 let mut page = Vec::new();
                 let mut command = Self::command();
                 command.build();
-                clap_mangen::Man::new(command.clone()).render(&mut page)?;
-                // The pages of the verbs follow in the same stream: nothing is referred to that is not there.
-                for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
-                    clap_mangen::Man::new(verb.clone()).render(&mut page)?;
-                }
+                pages(&command, &mut page)?;
                 print_bytes(&page)
             }
         }
     }
+}
+
+/// The page of a verb, and those of its own verbs in the same stream: nothing is referred to that is not there.
+fn pages(command: &clap::Command, out: &mut Vec<u8>) -> io::Result<()> {
+    clap_mangen::Man::new(command.clone()).render(out)?;
+    let mut verbs = command.get_subcommands().filter(|verb| verb.get_name() != "help");
+    verbs.try_for_each(|verb| pages(verb, out))
 }
 
 /// Reads the configuration, or prints what is wrong with it.

@@ -49,7 +49,9 @@ pub use lists::{ListFile, ListStamp};
 pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use schema::json_schema;
 pub use units::Rate;
-pub use upstream::{BackendConfig, Balance, ClientKey, EjectConfig, OnDown, QueueConfig, UpstreamConfig};
+pub use upstream::{
+    BackendConfig, Balance, ClientKey, EjectConfig, MAX_TIER, MAX_WEIGHT, OnDown, QueueConfig, UpstreamConfig,
+};
 pub use values::AdminAddrError;
 pub use watch::Watch;
 
@@ -280,6 +282,16 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 /// A network as it is written in a configuration, an address for itself.
 pub fn parse_network(text: &str) -> Option<IpNet> {
     values::parse(text)
+}
+
+/// A zone as it is written in a configuration.
+pub fn parse_zone(text: &str) -> Option<Arc<str>> {
+    values::parse::<upstream::ZoneName>(text).map(|zone| zone.0.into())
+}
+
+/// The one of `names` that `text` was probably meant to be.
+pub fn similar<'n>(text: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    decode::similar(text, names)
 }
 
 /// Where the admin server listens.
@@ -545,5 +557,10 @@ impl Config {
     /// Every error found, each with its place and a hint.
     pub fn parse(name: &Path, text: &str) -> Result<Self, ConfigErrors> {
         resolve::resolve(source::from_text(name, text)?)
+    }
+
+    /// The listener that a connection to `target` from this machine would come in on.
+    pub fn own(&self, target: SocketAddr) -> Option<&ListenerConfig> {
+        resolve::own(&self.listeners, target)
     }
 }

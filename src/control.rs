@@ -1,12 +1,14 @@
 //! What a running server can be asked for, by its admin server as by signals, and what it answers.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::config::{Change, Config, Effective};
+use crate::config::{self, Config, Effective};
+use crate::upstream::{self, Changed, OperatorError};
 
 /// Requests that wait to be looked at; whoever asks for more is told to come back.
 pub const REQUESTS: usize = 16;
@@ -16,6 +18,17 @@ pub const REQUESTS: usize = 16;
 pub enum Request {
     /// Read the configuration again and serve by it.
     Reload(oneshot::Sender<Outcome>),
+    /// Do something to a backend.
+    Operate {
+        /// The upstream that has it, by name.
+        upstream: String,
+        /// What to do.
+        change: upstream::Change,
+        /// Who asks.
+        by: Arc<str>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Changed, OperatorError>>,
+    },
     /// Stop accepting, let open connections end, and end.
     Drain,
 }
@@ -37,7 +50,10 @@ pub enum Outcome {
         /// How many configurations have served, this one included.
         generation: u64,
         /// What is different from the one before.
-        changes: Vec<Change>,
+        changes: Vec<config::Change>,
+        /// Backends, after their upstreams, of which it says something else than when an operator acted: that is
+        /// forgotten.
+        overruled: Vec<String>,
     },
     /// The old configuration still serves.
     Kept {
@@ -74,9 +90,10 @@ impl Outcome {
     /// As the admin server says it.
     pub fn to_json(&self) -> Value {
         match self {
-            Self::Reloaded { generation, changes } => {
-                let changes = changes.iter().map(Change::to_json).collect::<Value>();
-                serde_json::json!({ "ok": true, "generation": generation, "changes": changes })
+            Self::Reloaded { generation, changes, overruled } => {
+                let changes = changes.iter().map(config::Change::to_json).collect::<Value>();
+                serde_json::json!({ "ok": true, "generation": generation, "changes": changes,
+                    "overruled": overruled })
             }
             Self::Kept { why, text, errors } => {
                 serde_json::json!({ "ok": false, "why": why, "text": text, "errors": errors })

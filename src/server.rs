@@ -430,6 +430,11 @@ async fn until_stopped(
             },
             Some(request) = asked.recv() => match request {
                 Request::Reload(reply) => Some(reply),
+                Request::Operate { upstream, change, by, reply } => {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(live.operate(&upstream, &change, &by));
+                    continue;
+                }
                 Request::Drain => return "the admin server",
             },
             () = shared.failed.cancelled() => return "a worker failed",

@@ -2,9 +2,11 @@
 //!
 //! A [`Pool`] is a group of backends; an [`Endpoint`] is one address of one of them. `balance` chooses (pure),
 //! `members` is who may be chosen, `pool` makes that of what is known, `keeper` does so whenever that changes, `outlier`
-//! decides who failed too often, `connect` connects, `resolve` asks for the addresses of names.
+//! decides who failed too often, `connect` connects, `resolve` asks for the addresses of names, `operator` is what was
+//! asked for at run time (pure) and `operate` does it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::config::{ActionConfig, Balance, ClientKey, Config, PassthroughConfig};
-use crate::net::{OwnListeners, Socket};
+use crate::net::{OwnListeners, Socket, UpstreamAddr};
 use crate::telemetry::Registry;
 
 pub mod balance;
@@ -25,6 +27,8 @@ mod forward;
 pub mod health;
 mod keeper;
 mod members;
+mod operate;
+mod operator;
 mod outlier;
 mod pool;
 mod queue;
@@ -35,6 +39,8 @@ mod vet;
 pub use connect::Caller;
 pub use endpoint::{Endpoint, Lease, Target};
 pub use forward::Forward;
+pub use operate::{Changed, Warning};
+pub use operator::{Change, OperatorError, Said};
 pub use pool::Pool;
 pub use resolve::{Answers, Failing, Found, LookupError, OnDemand, ResolveError, Resolver, Watched};
 pub use vet::{Why, vet};
@@ -152,6 +158,28 @@ impl Pools {
         self.0.get(name)
     }
 
+    /// The one of this name, for an operator.
+    ///
+    /// # Errors
+    /// That there is none, with those that there are.
+    pub fn asked_for(&self, name: &str) -> Result<&Arc<Pool>, OperatorError> {
+        self.find(name).ok_or_else(|| {
+            let mut there: Vec<_> = self.0.keys().map(ToString::to_string).collect();
+            there.sort_unstable();
+            OperatorError::UnknownUpstream { name: name.to_owned(), there }
+        })
+    }
+
+    /// Goes by what the configuration says from now on; what an operator asked of backends of which this now says
+    /// something else is forgotten. Gives those, with their pools.
+    pub fn take_over(&self) -> Vec<(Arc<str>, UpstreamAddr)> {
+        let of = |(name, pool): (&Arc<str>, &Arc<Pool>)| {
+            let name = Arc::clone(name);
+            pool.take_over().into_iter().map(move |backend| (Arc::clone(&name), backend))
+        };
+        self.0.iter().flat_map(of).collect()
+    }
+
     /// Brings together what is known of all of them, from now on for new connections.
     pub fn refresh(&self) {
         let now = Instant::now();
@@ -177,6 +205,15 @@ impl Pools {
         let mut pools: Vec<_> = self.0.iter().collect();
         pools.sort_by_key(|(name, _)| Arc::clone(name));
         pools.into_iter().map(|(_, pool)| pool.to_json(now)).collect()
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NobodyLeft => "no backend is left that takes new connections",
+            Self::NoWeight => "its weight is 0, so that it gets no new connections",
+        })
     }
 }
 

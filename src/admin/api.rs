@@ -1,6 +1,7 @@
 //! `/api/v1`: what the process does, and what it can be asked to do. Described in `openapi.json`.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -17,6 +18,8 @@ use tracing::info;
 use super::{Access, State, only, text};
 use crate::config::{parse_duration, parse_network};
 use crate::control::{self, Kept, Outcome};
+
+mod upstreams;
 
 /// The description of all that is answered here (OpenAPI 3.1).
 const DESCRIPTION: &str = include_str!("api/openapi.json");
@@ -36,6 +39,7 @@ enum Resource {
     Config,
     Routes,
     Upstreams,
+    Operate(upstreams::Verb),
     Connections,
     Connection(u64),
     Limits,
@@ -60,7 +64,10 @@ impl Resource {
             "unban" => Self::Unban,
             "reload" => Self::Reload,
             "drain" => Self::Drain,
-            path => Self::Connection(u64::from_str_radix(path.strip_prefix("connections/")?, 16).ok()?),
+            path => match path.strip_prefix("upstreams/") {
+                Some(verb) => Self::Operate(upstreams::Verb::of(verb)?),
+                None => Self::Connection(u64::from_str_radix(path.strip_prefix("connections/")?, 16).ok()?),
+            },
         })
     }
 
@@ -74,7 +81,7 @@ impl Resource {
             | Self::Limits
             | Self::Bans => "GET, HEAD",
             Self::Connection(_) => "DELETE",
-            Self::Ban | Self::Unban | Self::Reload | Self::Drain => "POST",
+            Self::Ban | Self::Unban | Self::Reload | Self::Drain | Self::Operate(_) => "POST",
         }
     }
 
@@ -87,6 +94,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
     state: &State,
     access: &Access,
+    by: &Arc<str>,
 ) -> Response<Full<Bytes>> {
     if let Some(refused) = refused(&request, access) {
         return refused;
@@ -106,6 +114,7 @@ pub(super) async fn answer(
         Resource::Config => ok(&state.serving.load().to_json()),
         Resource::Routes => ok(&json!({ "routes": state.shared.snapshot.load().table.to_json() })),
         Resource::Upstreams => ok(&json!({ "upstreams": state.shared.snapshot.load().pools.to_json() })),
+        Resource::Operate(verb) => upstreams::operate(verb, request, state, by).await,
         Resource::Connections => connections(request.uri().query(), state).await,
         Resource::Connection(number) => match state.shared.workers.close(number).await {
             Some(connection) => ok(&json!({ "closed": connection })),
@@ -188,13 +197,18 @@ async fn with_body<T: DeserializeOwned>(
     request: Request<Incoming>,
     act: impl FnOnce(T) -> Response<Full<Bytes>>,
 ) -> Response<Full<Bytes>> {
+    read(request).await.map_or_else(|refused| refused, act)
+}
+
+/// Reads the body, or answers why not.
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Response<Full<Bytes>>> {
     let Ok(body) = Limited::new(request.into_body(), BODY).collect().await else {
-        return problem(StatusCode::PAYLOAD_TOO_LARGE, &format!("the body has more than {BODY} bytes"));
+        let text = format!("the body has more than {BODY} bytes");
+        return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, &text));
     };
-    match serde_json::from_slice(&body.to_bytes()) {
-        Ok(body) => act(body),
-        Err(error) => problem(StatusCode::BAD_REQUEST, &format!("the body is not what this takes: {error}")),
-    }
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| {
+        problem(StatusCode::BAD_REQUEST, &format!("the body is not what this takes: {error}"))
+    })
 }
 
 async fn reload(state: &State) -> Response<Full<Bytes>> {

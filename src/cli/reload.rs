@@ -22,6 +22,7 @@ struct Outcome {
     ok: bool,
     generation: u64,
     changes: Vec<Change>,
+    overruled: Vec<String>,
     why: String,
     text: String,
 }
@@ -63,6 +64,12 @@ impl Outcome {
         for change in &self.changes {
             // Writing to a string cannot fail, here and below.
             let _ = writeln!(out, "{}", change.text);
+        }
+        for backend in &self.overruled {
+            let _ = writeln!(
+                out,
+                "{backend}: what was asked of it at run time is forgotten, the file has changed it"
+            );
         }
         let _ = writeln!(out, "the new configuration serves (generation {})", self.generation);
         out

@@ -11,7 +11,9 @@ use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
 use super::dns::Unlimited;
 use super::source::Place;
 use super::units::{Bandwidth, ByteSize, Rate};
-use super::upstream::{BalanceWord, ClientKey, OnDown, Percent, UpstreamName, ZoneName};
+use super::upstream::{
+    BalanceWord, ClientKey, MAX_TIER, MAX_WEIGHT, OnDown, Percent, UpstreamName, ZoneName,
+};
 use super::values::{
     AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord,
     ReloadOn, RouteName, SniWord, TestProtocol, VariableName, WordOr,
@@ -286,9 +288,9 @@ shape! {
         /// Where it is: `host:port`, or `unix:/path`.
         address: UpstreamAddr = required,
         /// Its share beside the others; with 0 it gets no new connections.
-        weight: Whole<0, 256>,
+        weight: Whole<0, { MAX_WEIGHT }>,
         /// Backends of a higher tier get connections only while none of a lower one is available.
-        tier: Whole<1, 16>,
+        tier: Whole<1, { MAX_TIER }>,
         /// The zone that it stands in.
         zone: ZoneName,
         /// The most connections that it has at once.

@@ -8,6 +8,7 @@ use super::file::{Admin, File, Limit, Listener, Route, Test, Upstream};
 use super::source::{Place, Sources};
 use super::values::{Off, WordOr};
 use super::{AdminAddr, Config, Effective, Origin};
+pub(super) use listeners::own;
 
 mod admin;
 mod cases;

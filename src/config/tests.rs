@@ -5,6 +5,7 @@ use super::*;
 
 mod forward;
 mod hostile;
+mod upstreams;
 
 /// Every section of the file, as one would write it.
 const EXAMPLE: &str = r#"listen     = ":443"

@@ -26,6 +26,11 @@ const KEYS: [(&str, ClientKey); 2] = [("source", ClientKey::Source), ("sni", Cli
 
 const ON_DOWN: [(&str, OnDown); 2] = [("leave", OnDown::Leave), ("close", OnDown::Close)];
 
+/// The largest weight of a backend.
+pub const MAX_WEIGHT: u32 = 256;
+/// The last tier of backends.
+pub const MAX_TIER: u32 = 16;
+
 /// A group of backends, written as an `[[upstream]]` or by the `to` of a route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamConfig {
@@ -33,6 +38,8 @@ pub struct UpstreamConfig {
     pub name: Arc<str>,
     /// The backends; never empty.
     pub backends: Vec<BackendConfig>,
+    /// The most connections at once of a backend that says nothing of it.
+    pub max_connections: Option<u32>,
     /// How one is chosen.
     pub balance: Balance,
     /// By what clients are told apart that stay with their backend, and for how long after their last connection.
@@ -290,7 +297,10 @@ impl Text for Percent {
 
     fn bare_number(number: &str) -> Option<Problem> {
         let problem = Problem::new(ErrorKind::MissingUnit, "a part needs a unit");
-        Some(problem.hint(format!("write `\"{number}%\"`")))
+        // A fraction is meant as one: 1.25 is 125%.
+        let fraction = number.parse::<f64>().ok().filter(|_| number.contains('.'));
+        let percent = fraction.map_or_else(|| number.to_owned(), |part| format!("{:.0}", part * 100.0));
+        Some(problem.hint(format!("write `\"{percent}%\"`")))
     }
 
     fn parse(text: &str) -> Result<Self, Problem> {

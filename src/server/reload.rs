@@ -25,10 +25,11 @@ use crate::conn::Shared;
 use crate::control::{Generation, Kept, Outcome};
 use crate::drain::Signals;
 use crate::handover::{Program, Successor};
+use crate::net::UpstreamAddr;
 use crate::service;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
-use crate::upstream::{Endpoint, Keepers, Resolver};
+use crate::upstream::{self, Changed, Endpoint, Keepers, OperatorError, Resolver};
 
 const RELOADS: Family = Family {
     name: "portcullis_config_reloads_total",
@@ -170,15 +171,21 @@ impl Live {
         info!("reading the configuration again");
         match self.prepare().await {
             Ok(next) => {
-                let changes = self.take(next);
+                let (changes, overruled) = self.take(next);
                 self.metrics.taken.increment(1);
                 self.metrics.taken_now();
                 let generation = self.serving.load().number;
-                info!(generation, changes = changes.len(), "the new configuration serves");
+                let (changed, overruled_by_it) = (changes.len(), overruled.len());
+                info!(
+                    generation,
+                    changes = changed,
+                    overruled = overruled_by_it,
+                    "the new configuration serves"
+                );
                 for change in changes.iter().filter(|change| change.restart) {
                     warn!(%change, "takes effect when the process is started anew");
                 }
-                Outcome::Reloaded { generation, changes }
+                Outcome::Reloaded { generation, changes, overruled }
             }
             Err(error) => {
                 self.metrics.refused.increment(1);
@@ -217,8 +224,9 @@ impl Live {
         Ok(Next { config, snapshot, resolver, sockets, access_log })
     }
 
-    /// From here on nothing fails and nothing waits.
-    fn take(&mut self, next: Next) -> Vec<Change> {
+    /// From here on nothing fails and nothing waits. Gives what is different, and of which backends an operator had
+    /// asked something that is forgotten.
+    fn take(&mut self, next: Next) -> (Vec<Change>, Vec<String>) {
         let Next { config, snapshot, resolver, sockets, access_log } = next;
         let before = self.serving.load_full();
         let mut changes = config::diff(&before.config.effective, &config.effective);
@@ -233,6 +241,10 @@ impl Live {
         if let Some(access_log) = access_log {
             self.shared.access_log.store(Arc::new(access_log));
         }
+        let overruled = snapshot.pools.take_over();
+        for (upstream, backend) in &overruled {
+            info!(%upstream, %backend, "the configuration says something else of it now than when an operator acted");
+        }
         // Before anybody chooses by them.
         snapshot.pools.refresh();
         let retired = self.shared.snapshot.swap(Arc::new(snapshot));
@@ -242,7 +254,27 @@ impl Live {
         self.keep_pools();
         self.resolver = resolver;
         self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
-        changes
+        (changes, overruled.iter().map(|(upstream, backend)| format!("{upstream} {backend}")).collect())
+    }
+
+    /// Does what `by` asks of a backend.
+    pub(super) fn operate(
+        &mut self,
+        upstream: &str,
+        change: &upstream::Change,
+        by: &str,
+    ) -> Result<Changed, OperatorError> {
+        let snapshot = self.shared.snapshot.load_full();
+        let pool = snapshot.pools.asked_for(upstream)?;
+        let backend = change.backend();
+        if let (upstream::Change::Add(..), UpstreamAddr::Ip(addr)) = (change, backend)
+            && let Some(listener) = self.serving.load().config.own(*addr)
+        {
+            return Err(OperatorError::Own { backend: *addr, listener: Arc::clone(&listener.name) });
+        }
+        let changed = pool.operate(change, &mut self.resolver, &self.runtime)?;
+        info!(upstream, %backend, %change, by, connections = changed.connections, "an operator changed a backend");
+        Ok(changed)
     }
 
     /// Starts `program` with the sockets of this process and waits until it serves; says whether it does.

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::ConnectError;
 use super::balance::{Load, name_key};
+use super::operator::Standing;
 use super::outlier::{Outlier, Strikes};
 use super::pool::PoolState;
 use crate::net::Place;
@@ -96,6 +97,10 @@ pub(super) struct Status {
     pub(super) closing: bool,
     /// The percentage of its weight that its agent asks for.
     pub(super) agent: Option<u32>,
+    /// Whether it is to get connections, whatever else is known.
+    pub(super) standing: Standing,
+    /// Its share once it has started: what is configured or asked for, by its record and its agent.
+    pub(super) weight: u32,
 }
 
 /// A connection to an endpoint, counted until dropped.
@@ -165,6 +170,8 @@ impl Endpoint {
             outlier: Outlier::never(),
             closing: false,
             agent: None,
+            standing: Standing::Serves,
+            weight: 1,
         };
         Self {
             id: name_key(&format!("{name} {target}")),
@@ -276,16 +283,18 @@ impl Endpoint {
     /// As an object.
     pub fn to_json(&self, now: Instant) -> Value {
         let status = self.status().clone();
-        let state = match (self.is_available(), status.healthy, status.outlier.is_out()) {
-            (true, ..) => "up",
-            (false, Some(false), _) => "down",
-            (false, _, true) => "ejected",
-            (false, _, false) => "drained",
+        let state = match (status.standing, self.is_available(), status.healthy) {
+            (Standing::Removed, ..) => "removed",
+            (Standing::Drained, ..) => "drained",
+            (Standing::Serves, true, _) => "up",
+            (Standing::Serves, false, Some(false)) => "down",
+            (Standing::Serves, false, _) => "ejected",
         };
         json!({
             "address": self.target.to_string(),
             "state": state,
             "since_s": now.saturating_duration_since(status.since).as_secs(),
+            "weight": status.weight,
             "connections": self.load.active(),
             "error": status.error.as_deref(),
         })

@@ -30,13 +30,8 @@ impl Pool {
     /// connections are to be closed are handed to `down`; a check takes one of `slots`.
     pub(super) async fn keep(self: Arc<Self>, down: mpsc::Sender<Arc<Endpoint>>, slots: Arc<Semaphore>) {
         let mut watches = JoinSet::new();
-        for watched in self.names.values() {
-            let (mut found, state) = (watched.subscribe(), Arc::clone(self.state()));
-            watches.spawn(async move {
-                while found.changed().await.is_ok() {
-                    state.stir();
-                }
-            });
+        for watched in self.names().values() {
+            watches.spawn(Arc::clone(self.state()).tell_of(watched));
         }
         let mut probes = Probes::default();
         let mut checks = Checks::new(self.config().health.as_ref(), slots);

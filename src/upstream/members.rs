@@ -102,6 +102,11 @@ impl Members {
         Self { groups: groups.collect() }
     }
 
+    /// Whether nobody may be chosen.
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
     /// The next one to try that has room for a connection, which is counted: the one that the client was given before if
     /// that can be had.
     pub(super) fn take(&self, wanted: &Wanted, now: Instant) -> Option<Arc<Endpoint>> {

@@ -20,6 +20,7 @@ use super::balance::{Algorithm, Sticky, effective, ramp};
 use super::endpoint::{Attempt, Endpoint, Target};
 use super::forward::Forward;
 use super::members::{Listed, Members, Rank, Wanted};
+use super::operator::{Operator, Standing, Stated};
 use super::queue::Queue;
 use super::resolve::{Found, OnDemand, Resolver, Watched};
 use super::retries::Retries;
@@ -69,8 +70,8 @@ pub struct Pool {
     own: Arc<OwnListeners>,
     /// What outlives generations.
     state: Arc<PoolState>,
-    /// Those of the backends that are names, in their order.
-    pub(super) names: HashMap<UpstreamAddr, Arc<Watched>>,
+    /// Those of the backends that are names.
+    names: Mutex<HashMap<UpstreamAddr, Arc<Watched>>>,
     members: ArcSwap<Members>,
     pub(super) connect_time: Histogram,
 }
@@ -80,6 +81,8 @@ pub struct Pool {
 pub(super) struct PoolState {
     pub(super) name: Arc<str>,
     endpoints: Mutex<HashMap<(Arc<str>, Target), Arc<Endpoint>>>,
+    /// What the newest generation says of the backends, and an operator. Locked after `endpoints` where both are.
+    operator: Mutex<Operator>,
     /// Those of the newest generation.
     newest: ArcSwap<Members>,
     /// Told when there is something new to bring together.
@@ -102,6 +105,13 @@ struct Metrics {
     late: Counter,
 }
 
+/// An address of a backend, with what is said of it.
+struct Aim {
+    backend: Stated,
+    target: Target,
+    found: Option<Found>,
+}
+
 impl Pool {
     /// The pool of `config`, with what `before` knows of it. Names are taken from `resolver`.
     pub(super) fn new(
@@ -112,28 +122,27 @@ impl Pool {
         own: &Arc<OwnListeners>,
         registry: &Arc<Registry>,
     ) -> Self {
-        let mut names = HashMap::new();
-        for address in config.addresses() {
-            let watched = match address {
-                UpstreamAddr::Name { host, .. } => resolver.host(host),
-                UpstreamAddr::Service(name) => resolver.service(name),
-                UpstreamAddr::Ip(_) | UpstreamAddr::ServerName(_) | UpstreamAddr::Unix(_) => continue,
-            };
-            names.insert(address.clone(), watched);
-        }
         let state = match before {
             Some(before) => Arc::clone(&before.state),
-            None => Arc::new(PoolState::new(&config.name, registry)),
+            None => Arc::new(PoolState::new(config, registry)),
         };
         if let Some((_, length)) = config.sticky {
             state.sticky.get_or_init(|| Sticky::new(length)).set_length(length);
+        }
+        let added = state.operator().backends().into_iter().filter(|stated| stated.added);
+        let added = added.map(|stated| stated.config.address);
+        let mut names = HashMap::new();
+        for address in config.addresses().cloned().chain(added) {
+            if let Some(name) = watched(&address, resolver) {
+                names.insert(address, name);
+            }
         }
         Self {
             config: Arc::clone(config),
             zone: zone.cloned(),
             own: Arc::clone(own),
             state,
-            names,
+            names: Mutex::new(names),
             members: ArcSwap::from_pointee(Members::none()),
             connect_time: registry.histogram(&CONNECT_TIME, &[&config.name]),
         }
@@ -145,7 +154,7 @@ impl Pool {
     }
 
     /// What is written of it.
-    pub(super) fn config(&self) -> &UpstreamConfig {
+    pub(super) fn config(&self) -> &Arc<UpstreamConfig> {
         &self.config
     }
 
@@ -161,6 +170,10 @@ impl Pool {
     /// Brings together what is known, from now on for new connections. Gives when that will change by itself.
     pub(super) fn refresh(&self, now: Instant) -> Option<Instant> {
         let mut endpoints = self.state.endpoints();
+        if !self.state.operator().follows(&self.config) {
+            // Another generation has taken over; this one's task has not heard of it yet.
+            return None;
+        }
         self.judge(endpoints.values(), now);
         let first = endpoints.is_empty();
         let mut current = HashMap::new();
@@ -168,9 +181,10 @@ impl Pool {
         let mut due = None;
         let targets = self.targets();
         let (v4, v6) = (hosts_with(&targets, is_ipv4), hosts_with(&targets, is_ipv6));
-        for (backend, target, found) in targets {
+        for Aim { backend: stated, target, found } in targets {
+            let backend = &stated.config;
             let name: Arc<str> = backend.address.to_string().into();
-            let mut rank = rank(&backend, found.as_ref());
+            let mut rank = rank(backend, found.as_ref());
             let dual = v4.contains(&backend.address) && v6.contains(&backend.address);
             rank.second_family = dual && is_ipv4(&target);
             let key = (name, target);
@@ -184,12 +198,15 @@ impl Pool {
             // What clients name is no endpoint of its own: whom they name may fail as he likes.
             let is_one = !matches!(endpoint.target, Target::ServerName(_));
             endpoint.strikes.follow(self.config.eject.as_ref().filter(|_| is_one));
+            endpoint.status().standing = stated.standing;
             let news = endpoint.set_available(is_available(&endpoint), now);
             if news {
                 self.changed(&endpoint);
             }
             due = earliest(due, endpoint.status().outlier.until());
-            shares.push(share(&backend, found.as_ref(), &endpoint));
+            let share = share(backend, found.as_ref(), &endpoint);
+            endpoint.status().weight = u32::try_from(share.div_ceil(100)).unwrap_or(u32::MAX);
+            shares.push(share);
             let near = self.zone.is_some() && backend.zone == self.zone;
             listed.push(Listed { endpoint: Arc::clone(&endpoint), weight: 0, rank, near });
             current.insert(key, endpoint);
@@ -199,10 +216,11 @@ impl Pool {
             due = earliest(due, until);
         }
         *endpoints = current;
-        drop(endpoints);
         let members = Arc::new(Members::new(listed, self.algorithm(), &self.state.newest.load()));
         self.members.store(Arc::clone(&members));
         self.state.newest.store(members);
+        // Not before: of two at the same time the later one knows more.
+        drop(endpoints);
         self.state.make_use_of_room();
         due
     }
@@ -230,18 +248,25 @@ impl Pool {
         self.own.may_take(addr).then_some(now + OWN_LOOK)
     }
 
-    /// The addresses of all backends, with what DNS says of those that are names.
-    fn targets(&self) -> Vec<(BackendConfig, Target, Option<Found>)> {
+    /// The addresses of all backends, with what DNS says of those that are names, and an operator of all.
+    fn targets(&self) -> Vec<Aim> {
+        let (operator, names) = (self.state.operator(), self.names());
         let mut all = Vec::new();
-        for backend in &self.config.backends {
-            match &backend.address {
-                UpstreamAddr::Ip(addr) => all.push((backend.clone(), Target::Tcp(*addr), None)),
-                UpstreamAddr::ServerName(port) => {
-                    all.push((backend.clone(), Target::ServerName(*port), None));
-                }
-                UpstreamAddr::Unix(path) => {
-                    all.push((backend.clone(), Target::Unix(path.as_path().into()), None));
-                }
+        let mut add = |backend: &Stated, target, found| {
+            let mut backend = backend.clone();
+            if let Target::Tcp(addr) = target
+                && backend.standing == Standing::Serves
+                && operator.drains(&UpstreamAddr::Ip(addr))
+            {
+                backend.standing = Standing::Drained;
+            }
+            all.push(Aim { backend, target, found });
+        };
+        for backend in operator.backends() {
+            match &backend.config.address {
+                UpstreamAddr::Ip(addr) => add(&backend, Target::Tcp(*addr), None),
+                UpstreamAddr::ServerName(port) => add(&backend, Target::ServerName(*port), None),
+                UpstreamAddr::Unix(path) => add(&backend, Target::Unix(path.as_path().into()), None),
                 address @ (UpstreamAddr::Name { .. } | UpstreamAddr::Service(_)) => {
                     let written = match address {
                         UpstreamAddr::Name { port, .. } => Some(*port),
@@ -250,16 +275,21 @@ impl Pool {
                         | UpstreamAddr::ServerName(_)
                         | UpstreamAddr::Unix(_) => None,
                     };
-                    let found = self.names.get(address).map(|watched| watched.found());
+                    let found = names.get(address).map(|watched| watched.found());
                     for found in found.iter().flat_map(|found| found.iter()) {
                         let Some(port) = found.port.or(written) else { continue };
                         let target = Target::Tcp(SocketAddr::new(found.ip, port));
-                        all.push((backend.clone(), target, Some(*found)));
+                        add(&backend, target, Some(*found));
                     }
                 }
             }
         }
         all
+    }
+
+    pub(super) fn names(&self) -> MutexGuard<'_, HashMap<UpstreamAddr, Arc<Watched>>> {
+        // Nothing is done under the lock that could fail half-way.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives an endpoint its weight of now, which is `full` once it has started; says when it changes by itself.
@@ -288,33 +318,38 @@ impl Pool {
 
     /// As an object.
     pub fn to_json(&self, now: Instant) -> Value {
+        let operator = self.state.operator().clone();
         let endpoints = self.state.endpoints();
-        let backend = |backend: &BackendConfig| {
+        let backend = |stated: Stated| {
+            let backend = stated.config;
             let name = backend.address.to_string();
             let mut of: Vec<_> = endpoints.values().filter(|endpoint| *endpoint.name == *name).collect();
             of.sort_by_key(|endpoint| endpoint.target.to_string());
             let addresses: Vec<_> = of.iter().map(|endpoint| endpoint.target.to_string()).collect();
             let endpoints: Vec<_> = of.iter().map(|endpoint| endpoint.to_json(now)).collect();
             json!({ "backend": name, "weight": backend.weight, "tier": backend.tier, "zone": backend.zone.as_deref(),
-                "max_connections": backend.max_connections, "addresses": addresses, "endpoints": endpoints })
+                "max_connections": backend.max_connections, "added": stated.added, "changed": stated.by_operator,
+                "addresses": addresses, "endpoints": endpoints })
         };
-        let backends: Vec<_> = self.config.backends.iter().map(backend).collect();
+        let backends: Vec<_> = operator.backends().into_iter().map(backend).collect();
         json!({ "upstream": &*self.config.name, "balance": self.config.balance.to_string(),
-            "waiting": self.state.queue.len(), "backends": backends })
+            "waiting": self.state.queue.len(), "backends": backends,
+            "drained_addresses": operator.drained_addresses() })
     }
 }
 
 impl PoolState {
-    fn new(name: &Arc<str>, registry: &Arc<Registry>) -> Self {
+    fn new(config: &Arc<UpstreamConfig>, registry: &Arc<Registry>) -> Self {
         Self {
-            name: Arc::clone(name),
+            name: Arc::clone(&config.name),
             endpoints: Mutex::default(),
+            operator: Mutex::new(Operator::new(config)),
             newest: ArcSwap::from_pointee(Members::none()),
             changed: Notify::new(),
-            queue: Queue::new(registry.gauge(&QUEUE_LENGTH, &[name])),
+            queue: Queue::new(registry.gauge(&QUEUE_LENGTH, &[&config.name])),
             retries: Retries::new(Instant::now()),
             sticky: OnceLock::new(),
-            metrics: Metrics::new(name, registry),
+            metrics: Metrics::new(&config.name, registry),
             registry: Arc::clone(registry),
         }
     }
@@ -322,6 +357,21 @@ impl PoolState {
     pub(super) fn endpoints(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Target), Arc<Endpoint>>> {
         // Nothing is done under the lock that could fail half-way.
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn operator(&self) -> MutexGuard<'_, Operator> {
+        // As above.
+        self.operator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whenever the addresses of `name` change, as long as there is one.
+    pub(super) fn tell_of(self: Arc<Self>, name: &Watched) -> impl Future<Output = ()> + Send + 'static {
+        let mut found = name.subscribe();
+        async move {
+            while found.changed().await.is_ok() {
+                self.changed.notify_one();
+            }
+        }
     }
 
     fn endpoint(&self, (name, target): &(Arc<str>, Target), newcomer: bool, now: Instant) -> Endpoint {
@@ -400,7 +450,16 @@ fn share(backend: &BackendConfig, found: Option<&Found>, endpoint: &Endpoint) ->
 /// Whether connections may be made to it, by what is known.
 fn is_available(endpoint: &Endpoint) -> bool {
     let status = endpoint.status();
-    status.healthy != Some(false) && !status.outlier.is_out()
+    status.standing == Standing::Serves && status.healthy != Some(false) && !status.outlier.is_out()
+}
+
+/// What is known of a backend by name.
+pub(super) fn watched(address: &UpstreamAddr, resolver: &mut Resolver) -> Option<Arc<Watched>> {
+    match address {
+        UpstreamAddr::Name { host, .. } => Some(resolver.host(host)),
+        UpstreamAddr::Service(name) => Some(resolver.service(name)),
+        UpstreamAddr::Ip(_) | UpstreamAddr::ServerName(_) | UpstreamAddr::Unix(_) => None,
+    }
 }
 
 fn rank(backend: &BackendConfig, found: Option<&Found>) -> Rank {
@@ -409,14 +468,11 @@ fn rank(backend: &BackendConfig, found: Option<&Found>) -> Rank {
 
 /// The hosts that have addresses `of` a family: their IPv4 ones are behind the others (RFC 6724, RFC 8305). Of a service
 /// nothing tells which addresses are those of the same host.
-fn hosts_with(
-    targets: &[(BackendConfig, Target, Option<Found>)],
-    of: fn(&Target) -> bool,
-) -> HashSet<UpstreamAddr> {
+fn hosts_with(targets: &[Aim], of: fn(&Target) -> bool) -> HashSet<UpstreamAddr> {
     let hosts = targets
         .iter()
-        .filter(|(backend, target, _)| matches!(backend.address, UpstreamAddr::Name { .. }) && of(target));
-    hosts.map(|(backend, ..)| backend.address.clone()).collect()
+        .filter(|aim| matches!(aim.backend.config.address, UpstreamAddr::Name { .. }) && of(&aim.target));
+    hosts.map(|aim| aim.backend.config.address.clone()).collect()
 }
 
 fn is_ipv4(target: &Target) -> bool {

@@ -19,7 +19,7 @@ use hickory_resolver::net::NetError;
 use metrics::{Counter, Gauge, Histogram};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::DnsConfig;
 use crate::telemetry::{Family, Registry};
@@ -62,6 +62,8 @@ pub struct Resolver {
     on_demand: Option<OnDemand>,
     metrics: Metrics,
     tasks: JoinSet<()>,
+    /// Those of names that are looked up.
+    started: HashMap<Key, AbortHandle>,
 }
 
 /// What is known of names at some time.
@@ -129,6 +131,7 @@ impl Resolver {
             on_demand: None,
             metrics,
             tasks: JoinSet::new(),
+            started: HashMap::new(),
         }
     }
 
@@ -155,12 +158,12 @@ impl Resolver {
         on_demand.clone()
     }
 
-    /// Starts to resolve all names on `runtime`, and goes on until dropped.
+    /// Starts to resolve all names on `runtime` that are not resolved yet, and goes on until dropped.
     ///
     /// # Errors
     /// When there are names and no nameservers are known.
     pub fn start(&mut self, runtime: &Handle) -> Result<(), ResolveError> {
-        if self.names.is_empty() && self.on_demand.is_none() {
+        if self.names.len() == self.started.len() && self.on_demand.is_none() {
             return Ok(());
         }
         let source = Arc::new(Source::new(&self.config)?);
@@ -174,16 +177,34 @@ impl Resolver {
             family: self.config.family,
         };
         let bounds = Bounds::new(&self.config);
-        for name in self.names.values() {
+        for (key, name) in &self.names {
+            if self.started.contains_key(key) {
+                continue;
+            }
             let refresh = Refresh {
                 name: Arc::clone(name),
                 questions: questions.clone(),
                 bounds,
                 metrics: self.metrics.clone(),
             };
-            self.tasks.spawn_on(refresh.run(), runtime);
+            self.started.insert(key.clone(), self.tasks.spawn_on(refresh.run(), runtime));
         }
         Ok(())
+    }
+
+    /// Goes on without the names that nobody else holds any more.
+    pub fn forget_unused(&mut self) {
+        self.names.retain(|key, name| {
+            let task = self.started.get(key);
+            // One is here, the other with the task.
+            let used = Arc::strong_count(name) > 1 + usize::from(task.is_some());
+            if !used && let Some(task) = self.started.remove(key) {
+                task.abort();
+            }
+            used
+        });
+        // What has ended takes no memory then.
+        while self.tasks.try_join_next().is_some() {}
     }
 
     /// What is known of all names now.
@@ -239,5 +260,26 @@ mod tests {
         assert!(one.found().is_empty());
         let service = resolver.service("app.internal");
         assert!(!Arc::ptr_eq(&one, &service), "a host and a service may have one name");
+    }
+
+    #[test]
+    fn names_that_nobody_holds_are_forgotten() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let config = DnsConfig { servers: vec!["127.0.0.1:9".parse().unwrap()], ..config() };
+        let mut resolver = Resolver::new(&config, &Registry::new().unwrap());
+        let _held = resolver.host("held.internal");
+        resolver.host("early.internal");
+        resolver.forget_unused();
+        for round in 0..100 {
+            let late = resolver.host(&format!("late{round}.internal"));
+            resolver.start(runtime.handle()).unwrap();
+            assert_eq!((resolver.names.len(), resolver.started.len()), (2, 2), "{round}");
+            drop(late);
+            resolver.forget_unused();
+            runtime.block_on(tokio::task::yield_now());
+            assert_eq!((resolver.names.len(), resolver.started.len()), (1, 1), "{round}");
+        }
+        resolver.forget_unused();
+        assert_eq!(resolver.tasks.len(), 1);
     }
 }

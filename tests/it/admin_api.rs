@@ -128,6 +128,42 @@ fn everything_is_as_it_is_described() {
     assert_eq!(ask("POST", "drain", "").0, 202);
 }
 
+#[test]
+fn changes_of_backends_are_as_they_are_described() {
+    let (backend, more) = (Backend::tagged("a"), Backend::tagged("b"));
+    let proxy = Proxy::start(&config(LOOPBACK, &backend));
+    let (_, description) = proxy.api("GET", "openapi.json", "");
+    let asked = |method: &str, path: &str, body: &str| ask(&proxy, &description, method, path, body);
+    let ask = |verb: &str, body: &str| asked("POST", &format!("upstreams/{verb}"), body).0;
+    let of = |backend: &Backend| json!({ "upstream": "a.test", "backend": backend.to_string() });
+    let known = of(&backend).to_string();
+    for verb in ["add", "remove", "weight", "drain", "undrain"] {
+        assert_eq!(ask(verb, "{}"), 400, "{verb}");
+        assert_eq!(ask(verb, &"x".repeat(20_000)), 413, "{verb}");
+        let mut unknown = json!({ "upstream": "b.test", "backend": "10.0.0.1:1" });
+        if verb == "weight" {
+            unknown["weight"] = 1.into();
+        }
+        assert_eq!(ask(verb, &unknown.to_string()), 404, "{verb}");
+    }
+    assert_eq!(ask("drain", &known), 200);
+    assert_eq!(ask("undrain", &known), 200);
+    assert_eq!(ask("add", &known), 409);
+    assert_eq!(ask("add", &of(&more).to_string()), 200);
+    let mut weighed = of(&more);
+    weighed["weight"] = 3.into();
+    assert_eq!(ask("weight", &weighed.to_string()), 200);
+    let told = |state: &str| {
+        let (_, told) = asked("GET", "upstreams", "");
+        let endpoints = told["upstreams"][0]["backends"].as_array().unwrap().clone();
+        let states = endpoints.iter().map(|backend| backend["endpoints"][0]["state"].clone());
+        assert!(states.clone().any(|told| told == state), "{state}: {told}");
+    };
+    told("up");
+    assert_eq!(ask("remove", &known), 200);
+    told("removed");
+}
+
 /// Whatever is not described is not there, and what is takes no other method.
 #[test]
 fn nothing_is_there_beside_what_is_described() {

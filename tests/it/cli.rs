@@ -184,4 +184,6 @@ fn schema_completions_and_manual_are_there() {
         man.code == Some(0) && man.stdout.contains(".TH") && man.stdout.contains("portcullis"),
         "{man:?}"
     );
+    // Verbs of verbs have pages, too.
+    assert!(man.stdout.contains(".TH portcullis-upstream-drain"), "{}", man.stdout);
 }

@@ -63,3 +63,4 @@ mod syscalls;
 mod transparent;
 mod upgrade;
 mod upstream;
+mod upstreams_api;

@@ -124,7 +124,7 @@ impl Listeners {
 }
 
 /// The listener that a connection to `target` from this machine would come in on.
-pub(super) fn own(listeners: &[ListenerConfig], target: SocketAddr) -> Option<&ListenerConfig> {
+pub(in super::super) fn own(listeners: &[ListenerConfig], target: SocketAddr) -> Option<&ListenerConfig> {
     // Which addresses this host has is not asked: a configuration is also checked elsewhere.
     listeners.iter().find(|listener| listener.bind.iter().any(|bind| bind.takes(target, false)))
 }

@@ -172,6 +172,7 @@ pub(super) fn keys_to_config(
     Some(UpstreamConfig {
         name: Arc::from(name),
         backends,
+        max_connections: limit,
         balance: balance(prefix, keys, out),
         sticky: sticky(prefix, keys, out),
         slow_start: slow_start(prefix, keys, out),
