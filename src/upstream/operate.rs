@@ -81,8 +81,8 @@ impl Pool {
         let UpstreamAddr::Ip(addr) = address else { return None };
         let (target, written) = (Target::Tcp(*addr), address.to_string());
         let endpoints = self.state().endpoints();
-        let name = endpoints.keys().find(|(name, other)| *other == target && **name != *written);
-        name.map(|(name, _)| Arc::clone(name))
+        let name = endpoints.keys().find(|key| key.target == target && *key.name != *written);
+        name.map(|key| Arc::clone(&key.name))
     }
 
     /// The endpoints of a backend, or at one address.

@@ -80,7 +80,7 @@ pub struct Pool {
 #[derive(Debug)]
 pub(super) struct PoolState {
     pub(super) name: Arc<str>,
-    endpoints: Mutex<HashMap<(Arc<str>, Target), Arc<Endpoint>>>,
+    endpoints: Mutex<HashMap<Key, Arc<Endpoint>>>,
     /// What the newest generation says of the backends, and an operator. Locked after `endpoints` where both are.
     operator: Mutex<Operator>,
     /// Those of the newest generation.
@@ -103,6 +103,13 @@ struct Metrics {
     exhausted: Counter,
     full: Counter,
     late: Counter,
+}
+
+/// What an endpoint is known by: the backend as it is written, and its address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) name: Arc<str>,
+    pub(super) target: Target,
 }
 
 /// An address of a backend, with what is said of it.
@@ -187,23 +194,13 @@ impl Pool {
             let mut rank = rank(backend, found.as_ref());
             let dual = v4.contains(&backend.address) && v6.contains(&backend.address);
             rank.second_family = dual && is_ipv4(&target);
-            let key = (name, target);
+            let key = Key { name, target };
             let endpoint = endpoints
                 .get(&key)
                 .or_else(|| current.get(&key))
                 .map_or_else(|| Arc::new(self.state.endpoint(&key, !first, now)), Arc::clone);
-            due = earliest(due, self.look_whose(&endpoint, now));
-            endpoint.load.set_limit(backend.max_connections.unwrap_or(0));
             endpoint.set_other_family(dual);
-            // What clients name is no endpoint of its own: whom they name may fail as he likes.
-            let is_one = !matches!(endpoint.target, Target::ServerName(_));
-            endpoint.strikes.follow(self.config.eject.as_ref().filter(|_| is_one));
-            endpoint.status().standing = stated.standing;
-            let news = endpoint.set_available(is_available(&endpoint), now);
-            if news {
-                self.changed(&endpoint);
-            }
-            due = earliest(due, endpoint.status().outlier.until());
+            due = earliest(due, self.look_at(&endpoint, &stated, now));
             let share = share(backend, found.as_ref(), &endpoint);
             endpoint.status().weight = u32::try_from(share.div_ceil(100)).unwrap_or(u32::MAX);
             shares.push(share);
@@ -223,6 +220,20 @@ impl Pool {
         drop(endpoints);
         self.state.make_use_of_room();
         due
+    }
+
+    /// Brings what is known of an endpoint up to date; gives when to look again.
+    fn look_at(&self, endpoint: &Endpoint, stated: &Stated, now: Instant) -> Option<Instant> {
+        let due = self.look_whose(endpoint, now);
+        endpoint.load.set_limit(stated.config.max_connections.unwrap_or(0));
+        // What clients name is no endpoint of its own: whom they name may fail as he likes.
+        let is_one = !matches!(endpoint.target, Target::ServerName(_));
+        endpoint.strikes.follow(self.config.eject.as_ref().filter(|_| is_one));
+        endpoint.status().standing = stated.standing;
+        if endpoint.set_available(is_available(endpoint), now) {
+            self.changed(endpoint);
+        }
+        earliest(due, endpoint.status().outlier.until())
     }
 
     /// An endpoint may be chosen from now on, or no longer.
@@ -354,7 +365,7 @@ impl PoolState {
         }
     }
 
-    pub(super) fn endpoints(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Target), Arc<Endpoint>>> {
+    pub(super) fn endpoints(&self) -> MutexGuard<'_, HashMap<Key, Arc<Endpoint>>> {
         // Nothing is done under the lock that could fail half-way.
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -374,8 +385,8 @@ impl PoolState {
         }
     }
 
-    fn endpoint(&self, (name, target): &(Arc<str>, Target), newcomer: bool, now: Instant) -> Endpoint {
-        let endpoint = Endpoint::new(&self.name, name, target.clone(), &self.registry);
+    fn endpoint(&self, key: &Key, newcomer: bool, now: Instant) -> Endpoint {
+        let endpoint = Endpoint::new(&self.name, &key.name, key.target.clone(), &self.registry);
         let mut status = endpoint.status();
         (status.since, status.newcomer) = (now, newcomer);
         drop(status);

@@ -15,7 +15,7 @@ use super::super::{
     ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig, RejectWith,
     RouteConfig, RouteKey, Timeouts, UpstreamConfig,
 };
-use super::upstreams::{self, Upstreams};
+use super::upstreams::{self, Upstreams, Written};
 use super::{Input, Output, dynamic, settings, string, strings, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::Protocol;
@@ -90,30 +90,7 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     }
     let name = names.name(route, &keys);
     note_match(&name, route, out);
-    let action = match target {
-        Target::Reject(with, place) => {
-            out.note(format!("route[{name}].reject"), string(with), Some(place));
-            ActionConfig::Reject(with)
-        }
-        Target::To(addrs) => {
-            if context.upstreams.has(&name) {
-                let message = format!(
-                    "the route {} has backends of its own, and an upstream has its name",
-                    quote(&name)
-                );
-                let error = ConfigError::new(ErrorKind::DuplicateName, message).at(&table.place);
-                out.report(error.hint("give the route another `name`, or write `upstream` in place of `to`"));
-                return None;
-            }
-            let prefix = format!("route[{name}]");
-            let upstream = upstreams::keys_to_config(&name, &prefix, &route.pool_keys(), out)?;
-            ActionConfig::Passthrough(passthrough(&name, Arc::new(upstream), &addrs, route, context, out))
-        }
-        Target::Named(upstream, addrs, place) => {
-            out.note(format!("route[{name}].upstream"), string(&upstream.name), Some(place));
-            ActionConfig::Passthrough(passthrough(&name, upstream, &addrs, route, context, out))
-        }
-    };
+    let action = action(&name, target, table, context, out)?;
     let alpn = &route.alpn;
     let conditions = Conditions {
         listeners,
@@ -127,6 +104,41 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         route: RouteConfig { name: Arc::from(name), keys, conditions, action, origin },
         place: table.place.clone(),
         keys: places,
+    })
+}
+
+/// What becomes of connections that the route takes.
+fn action(
+    name: &str,
+    target: Target<'_>,
+    table: &At<Route>,
+    context: &Context<'_>,
+    out: &mut Output,
+) -> Option<ActionConfig> {
+    let route = &table.value;
+    Some(match target {
+        Target::Reject(with, place) => {
+            out.note(format!("route[{name}].reject"), string(with), Some(place));
+            ActionConfig::Reject(with)
+        }
+        Target::To(addrs) => {
+            if context.upstreams.has(name) {
+                let message = format!(
+                    "the route {} has backends of its own, and an upstream has its name",
+                    quote(name)
+                );
+                let error = ConfigError::new(ErrorKind::DuplicateName, message).at(&table.place);
+                out.report(error.hint("give the route another `name`, or write `upstream` in place of `to`"));
+                return None;
+            }
+            let prefix = format!("route[{name}]");
+            let upstream = upstreams::keys_to_config(name, &prefix, &route.pool_keys(), out)?;
+            ActionConfig::Passthrough(passthrough(name, Arc::new(upstream), &addrs, route, context, out))
+        }
+        Target::Named(Written { config, to }, place) => {
+            out.note(format!("route[{name}].upstream"), string(&config.name), Some(place));
+            ActionConfig::Passthrough(passthrough(name, config, &to, route, context, out))
+        }
     })
 }
 
@@ -247,7 +259,7 @@ enum Target<'r> {
     /// To backends of its own, which stand at these places.
     To(Vec<(UpstreamAddr, Place)>),
     /// To those of a group that is named.
-    Named(Arc<UpstreamConfig>, Vec<(UpstreamAddr, Place)>, &'r Place),
+    Named(Written, &'r Place),
     Reject(RejectWith, &'r Place),
 }
 
@@ -284,8 +296,7 @@ fn targets<'r>(
             let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
             out.report(error.also(&name.place, "`upstream` is here").hint(format!("move `{key}` there")));
         }
-        let (upstream, addrs) = context.upstreams.find(name, out)?;
-        return Some(Target::Named(upstream, addrs, &name.place));
+        return Some(Target::Named(context.upstreams.find(name, out)?, &name.place));
     }
     let to = upstreams::check_backends(&route.to, context.listeners, out)?;
     dynamic::check(route, &to, keys, out);

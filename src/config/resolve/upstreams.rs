@@ -32,9 +32,17 @@ const LOAD: (u32, u32) = (101, 1000);
 
 /// The groups that are named.
 pub(super) struct Upstreams {
-    found: HashMap<String, (Arc<UpstreamConfig>, Vec<(UpstreamAddr, Place)>)>,
+    found: HashMap<String, Written>,
     /// Whether every one that was written is in `found`.
     complete: bool,
+}
+
+/// A group that is named.
+#[derive(Clone)]
+pub(super) struct Written {
+    pub(super) config: Arc<UpstreamConfig>,
+    /// Its backends, and where they stand.
+    pub(super) to: Vec<(UpstreamAddr, Place)>,
 }
 
 /// All `[[upstream]]`s.
@@ -73,21 +81,17 @@ fn one(
     name: &UpstreamName,
     listeners: &[ListenerConfig],
     out: &mut Output,
-) -> Option<(Arc<UpstreamConfig>, Vec<(UpstreamAddr, Place)>)> {
+) -> Option<Written> {
     let keys = table.value.pool_keys();
     let to = check_backends(keys.to, listeners, out);
     dynamic::refuse(to.as_deref().unwrap_or_default(), out);
     let config = keys_to_config(&name.0, &format!("upstream[{}]", name.0), &keys, out);
-    if keys.any_bad() { None } else { Some((Arc::new(config?), to?)) }
+    if keys.any_bad() { None } else { Some(Written { config: Arc::new(config?), to: to? }) }
 }
 
 impl Upstreams {
     /// The one of that name, with the places of its backends.
-    pub(super) fn find(
-        &self,
-        name: &At<UpstreamName>,
-        out: &mut Output,
-    ) -> Option<(Arc<UpstreamConfig>, Vec<(UpstreamAddr, Place)>)> {
+    pub(super) fn find(&self, name: &At<UpstreamName>, out: &mut Output) -> Option<Written> {
         let text = name.value.0.as_str();
         let found = self.found.get(text);
         if found.is_none() && self.complete {
@@ -113,7 +117,7 @@ impl Upstreams {
 
     /// All of them, by name.
     pub(super) fn into_sorted(self) -> Vec<Arc<UpstreamConfig>> {
-        let mut all: Vec<_> = self.found.into_values().map(|(config, _)| config).collect();
+        let mut all: Vec<_> = self.found.into_values().map(|written| written.config).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all
     }

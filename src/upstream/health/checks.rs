@@ -10,15 +10,15 @@ use super::metrics::HealthMetrics;
 use super::probe::Probe;
 use super::watch::{Checked, Report, State, watch};
 use crate::config::HealthConfig;
-use crate::upstream::endpoint::{Endpoint, Target};
-use crate::upstream::pool::PoolState;
+use crate::upstream::endpoint::Endpoint;
+use crate::upstream::pool::{Key, PoolState};
 
 /// The checks of a pool in one generation of the configuration. Dropping it ends them.
 pub(in crate::upstream) struct Checks {
     /// What is asked, if anything.
     asked: Option<Arc<Asked>>,
     slots: Arc<Semaphore>,
-    running: HashMap<(Arc<str>, Target), AbortOnDropHandle<()>>,
+    running: HashMap<Key, AbortOnDropHandle<()>>,
 }
 
 struct Asked {
@@ -38,7 +38,7 @@ impl Checks {
     pub(in crate::upstream) fn follow<'e>(
         &mut self,
         pool: &Arc<PoolState>,
-        endpoints: impl Iterator<Item = (&'e (Arc<str>, Target), &'e Arc<Endpoint>)>,
+        endpoints: impl Iterator<Item = (&'e Key, &'e Arc<Endpoint>)>,
     ) {
         let mut before = std::mem::take(&mut self.running);
         for (key, endpoint) in endpoints {
