@@ -26,6 +26,7 @@ mod dns_services;
 mod failover;
 mod failover_families;
 mod failover_queue;
+mod failover_servers;
 mod failover_storms;
 mod faults_exhaustion;
 mod faults_hello;

@@ -16,6 +16,8 @@ use super::until;
 
 /// How long a server may take to start: some write a database first.
 const START: Duration = Duration::from_secs(20);
+/// A log of 96 MB is written for each server otherwise.
+const SMALL_LOG: &str = "--innodb-log-file-size=4M";
 /// The user `nobody` of Debian, for servers that refuse to be root.
 const NOBODY: u32 = 65534;
 
@@ -72,9 +74,14 @@ impl Mariadb {
     pub(crate) fn start() -> Server {
         let dir = own_folder();
         let at = dir.path().display();
+        // A server that starts removes what others have in a common one.
+        let tmp = format!("--tmpdir={at}");
         let install =
             ["mariadb-install-db".to_owned(), "--no-defaults".to_owned(), format!("--datadir={at}/data")];
-        run(&[&install[..], &["--skip-test-db".to_owned()]].concat(), "mariadb-server");
+        run(
+            &[&install[..], &["--skip-test-db".to_owned(), SMALL_LOG.to_owned(), tmp.clone()]].concat(),
+            "mariadb-server",
+        );
         let addr = address();
         let words = vec![
             "mariadbd".to_owned(),
@@ -86,6 +93,10 @@ impl Mariadb {
             format!("--port={}", addr.port()),
             "--skip-grant-tables".to_owned(),
             "--innodb-buffer-pool-size=8M".to_owned(),
+            SMALL_LOG.to_owned(),
+            tmp,
+            // Clients that hear the greeting and go are counted, and their host is refused after a hundred.
+            "--max-connect-errors=1000000".to_owned(),
         ];
         Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
     }
@@ -118,7 +129,8 @@ impl Sshd {
         run(&generate, "openssh-client");
         let config = dir.path().join("sshd_config");
         let text = format!(
-            "ListenAddress {addr}\nHostKey {}\nPidFile none\nUsePAM no\nPasswordAuthentication no\n",
+            "ListenAddress {addr}\nHostKey {}\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
+             MaxStartups 1000\n",
             key.display()
         );
         std::fs::write(&config, text).unwrap();
