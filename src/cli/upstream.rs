@@ -242,6 +242,7 @@ impl Drain {
             return self.which.done(&format!("is drained; {}", going_on(connections)));
         };
         while connections > 0 && start.elapsed() < limit {
+            // Nothing tells of the end of a connection but asking again.
             thread::sleep(LOOK.min(limit.saturating_sub(start.elapsed())));
             connections = self.which.connections()?;
         }

@@ -25,6 +25,8 @@ const RATE: f64 = 200.0;
 /// `timeouts.connect` of these proxies, and what all attempts of a connection may take, on a busy machine.
 const CONNECT: &str = "timeouts = { connect = '500ms' }\n";
 const LONGEST: Duration = Duration::from_millis(2500);
+/// Connections that a kernel accepts for a server that is stopped and lets one wait, and some to spare.
+const ACCEPTED: usize = 4;
 const INTERNAL_ERROR: Outcome = Outcome::Alert(80);
 
 /// Three servers that each answer with a page; the second one listens with these parameters.
@@ -56,7 +58,14 @@ fn page(addr: SocketAddr) -> (Duration, bool) {
 
 /// Opens connections at a steady rate, and does `change` after a third of them. Gives what each saw.
 fn load(addr: SocketAddr, change: impl Fn() + Sync) -> Vec<(Duration, bool)> {
-    let (start, seen) = (Instant::now(), Mutex::new(Vec::new()));
+    let seen = Mutex::new(Vec::new());
+    load_into(&seen, addr, change);
+    seen.into_inner().unwrap()
+}
+
+/// The same, with what was seen so far to be looked at meanwhile.
+fn load_into(seen: &Mutex<Vec<(Duration, bool)>>, addr: SocketAddr, change: impl Fn() + Sync) {
+    let start = Instant::now();
     in_parallel(48, CONNECTIONS, |number| {
         let at = start + Duration::from_secs_f64(number as f64 / RATE);
         // The pace is the load.
@@ -67,7 +76,6 @@ fn load(addr: SocketAddr, change: impl Fn() + Sync) -> Vec<(Duration, bool)> {
         let page = page(addr);
         seen.lock().unwrap().push(page);
     });
-    seen.into_inner().unwrap()
 }
 
 /// At least 99.9 % were served, and none took longer than the time for its attempts.
@@ -94,19 +102,23 @@ fn a_server_that_is_killed_costs_no_connection() {
 fn a_server_that_is_stopped_costs_only_what_its_kernel_has_accepted() {
     let servers = three_nginx(" backlog=1");
     let proxy = proxy_to(&servers.each_ref().map(PlainNginx::addr), "");
-    let seen = std::thread::scope(|scope| {
-        load(proxy.addr(), || {
+    let seen = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        load_into(&seen, proxy.addr(), || {
             servers[1].signal(Signal::STOP);
-            let server = &servers[1];
+            let (server, seen) = (&servers[1], &seen);
             scope.spawn(move || {
-                // Until the load is over, or nearly: what it has accepted is served then.
-                std::thread::sleep(Duration::from_secs(6));
+                // What it has accepted is served then.
+                until("all others to be served", SOON, || {
+                    (seen.lock().unwrap().len() >= CONNECTIONS - ACCEPTED).then_some(())
+                });
                 server.signal(Signal::CONT);
             });
-        })
+        });
     });
+    let seen = seen.into_inner().unwrap();
     let (late, others): (Vec<_>, Vec<_>) = seen.into_iter().partition(|(took, _)| *took > LONGEST);
-    assert!(late.len() <= 4, "{late:?}");
+    assert!(late.len() <= ACCEPTED, "{late:?}");
     assert!(late.iter().all(|(_, served)| *served), "{late:?}");
     assert_unharmed(&others);
 }
@@ -148,6 +160,7 @@ fn a_server_that_comes_and_goes_all_the_time_costs_hardly_a_connection() {
                     let _ = stream.read(&mut [0; 2048]);
                     let _ = stream.write_all(b"tag:flapping\n");
                 }
+                // `accept` knows no deadline.
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -161,12 +174,14 @@ fn a_server_that_comes_and_goes_all_the_time_costs_hardly_a_connection() {
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
                 TcpListener::bind(addr).into_iter().for_each(serve);
+                // As long as it is there it is gone.
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
         let (start, failed) = (Instant::now(), Mutex::new(0));
         in_parallel(16, 1000, |number| {
             let at = start + Duration::from_secs_f64(number as f64 / RATE);
+            // The pace is the load.
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
             if !matches!(probe(proxy.addr(), &to("a.test")), Outcome::Served(_)) {
                 *failed.lock().unwrap() += 1;

@@ -34,6 +34,7 @@ impl Nameserver {
                 let query = message.queries[0].clone();
                 if query.query_type() == RecordType::A {
                     counted.fetch_add(1, Ordering::SeqCst);
+                    // A nameserver that takes its time.
                     std::thread::sleep(sleep);
                 }
                 match (query.name().to_ascii().ends_with("good.test."), query.query_type()) {
