@@ -12,6 +12,7 @@
 //! - [`service`] is what a supervisor is told, and whose rights the process keeps.
 //! - [`guard`] refuses by address, [`route`] chooses, [`upstream`] connects, [`telemetry`] tells.
 //! - [`config`] is what the user wrote, resolved.
+//! - [`prelude`] is what is said before TLS inside other protocols.
 //! - [`peek`] reads first bytes, [`net`] moves the others.
 
 pub mod admin;
@@ -24,6 +25,7 @@ pub mod guard;
 pub mod handover;
 pub mod net;
 pub mod peek;
+pub mod prelude;
 pub mod route;
 pub mod server;
 pub mod service;

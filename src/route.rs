@@ -38,7 +38,8 @@ pub struct RouteTable {
     regex: Vec<(NameRegex, RouteId)>,
     any: Candidates,
     no_sni: Candidates,
-    protocol: [Candidates; Protocol::ALL.len()],
+    /// By protocol, at its discriminant.
+    protocol: Box<[Candidates]>,
     anything: Candidates,
     policies: Policies,
 }
@@ -146,6 +147,10 @@ struct Specificity {
     alpn_place: Reverse<usize>,
 }
 
+impl Candidates {
+    const NONE: &Self = &Self(Vec::new());
+}
+
 impl RouteId {
     /// The index in file order.
     pub fn index(self) -> usize {
@@ -163,7 +168,7 @@ impl RouteTable {
             regex: Vec::new(),
             any: Candidates::default(),
             no_sni: Candidates::default(),
-            protocol: Default::default(),
+            protocol: Protocol::ALL.map(|_| Candidates::default()).into(),
             anything: Candidates::default(),
             policies: config.policies,
         };
@@ -183,7 +188,10 @@ impl RouteTable {
             RouteKey::Sni(NamePattern::Regex(regex)) => return self.regex.push((regex.clone(), id)),
             RouteKey::Sni(NamePattern::Any) => &mut self.any,
             RouteKey::NoSni => &mut self.no_sni,
-            RouteKey::Protocol(protocol) => self.protocol_mut(*protocol),
+            RouteKey::Protocol(protocol) => match self.protocol.get_mut(*protocol as usize) {
+                Some(candidates) => candidates,
+                None => return,
+            },
             RouteKey::Anything => &mut self.anything,
         };
         candidates.0.push(id);
@@ -244,15 +252,14 @@ impl RouteTable {
         query: &Query<'a>,
         trace: &mut impl FnMut(Step<'a>),
     ) -> Option<&'a Route> {
-        let none = Candidates::default();
-        let exact = self.exact.get(name.as_str()).unwrap_or(&none);
+        let exact = self.exact.get(name.as_str()).unwrap_or(Candidates::NONE);
         if let Some(route) = self.pick(exact, Probe::Exact(name.as_str()), query, trace) {
             return Some(route);
         }
         let mut rest = if self.suffix.is_empty() { "" } else { name.as_str() };
         while let Some((_, suffix)) = rest.split_once('.') {
             rest = suffix;
-            let candidates = self.suffix.get(suffix).unwrap_or(&none);
+            let candidates = self.suffix.get(suffix).unwrap_or(Candidates::NONE);
             if let Some(route) = self.pick(candidates, Probe::Suffix(suffix), query, trace) {
                 return Some(route);
             }
@@ -336,25 +343,8 @@ impl RouteTable {
     }
 
     fn protocol(&self, protocol: Protocol) -> &Candidates {
-        let [tls, http, ssh, unknown, silent] = &self.protocol;
-        match protocol {
-            Protocol::Tls => tls,
-            Protocol::Http => http,
-            Protocol::Ssh => ssh,
-            Protocol::Unknown => unknown,
-            Protocol::Silent => silent,
-        }
-    }
-
-    fn protocol_mut(&mut self, protocol: Protocol) -> &mut Candidates {
-        let [tls, http, ssh, unknown, silent] = &mut self.protocol;
-        match protocol {
-            Protocol::Tls => tls,
-            Protocol::Http => http,
-            Protocol::Ssh => ssh,
-            Protocol::Unknown => unknown,
-            Protocol::Silent => silent,
-        }
+        // There is one for each.
+        self.protocol.get(protocol as usize).unwrap_or(Candidates::NONE)
     }
 }
 

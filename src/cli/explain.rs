@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::ValueEnum;
 
 use super::{ConfigArg, Exit, load, print};
 use crate::config::{ActionConfig, Config, LimitConfig, Limits, RejectWith};
@@ -38,28 +37,17 @@ pub(super) struct Explain {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sni", "alpn", "ja4", "protocol"])]
     hello: Option<PathBuf>,
     /// The client does not speak TLS but this.
-    #[arg(long, conflicts_with_all = ["sni", "alpn", "ja4"])]
-    protocol: Option<PlainProtocol>,
+    #[arg(long, conflicts_with_all = ["sni", "alpn", "ja4"], value_parser = plain_protocol)]
+    protocol: Option<Protocol>,
 }
 
-/// Protocols other than TLS.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PlainProtocol {
-    Http,
-    Ssh,
-    Unknown,
-    Silent,
-}
-
-impl From<PlainProtocol> for Protocol {
-    fn from(protocol: PlainProtocol) -> Self {
-        match protocol {
-            PlainProtocol::Http => Self::Http,
-            PlainProtocol::Ssh => Self::Ssh,
-            PlainProtocol::Unknown => Self::Unknown,
-            PlainProtocol::Silent => Self::Silent,
-        }
-    }
+/// A protocol other than TLS.
+fn plain_protocol(word: &str) -> Result<Protocol, String> {
+    let others = || Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Tls);
+    others().find(|protocol| protocol.as_str() == word).ok_or_else(|| {
+        let words: Vec<_> = others().map(Protocol::as_str).collect();
+        format!("the protocols are {}", words.join(", "))
+    })
 }
 
 impl Explain {
@@ -108,7 +96,7 @@ impl Explain {
             };
         }
         if let Some(protocol) = self.protocol {
-            return Ok(Ok(Preface::Other(protocol.into())));
+            return Ok(Ok(Preface::Other(protocol)));
         }
         let server_name = match self.sni.as_deref().map(|name| ServerName::parse(name.as_bytes())) {
             Some(Err(bad)) => return Ok(Err(bad.into())),

@@ -28,22 +28,6 @@ const REJECTS: [(&str, RejectWith); 4] = [
     ("drop", RejectWith::Drop),
 ];
 
-const PROTOCOLS: [(&str, ProtocolWord); 6] = [
-    ("tls", ProtocolWord::Is(Protocol::Tls)),
-    ("http", ProtocolWord::Is(Protocol::Http)),
-    ("ssh", ProtocolWord::Is(Protocol::Ssh)),
-    ("unknown", ProtocolWord::Is(Protocol::Unknown)),
-    ("silent", ProtocolWord::Is(Protocol::Silent)),
-    ("any", ProtocolWord::Any),
-];
-
-const TEST_PROTOCOLS: [(&str, TestProtocol); 4] = [
-    ("http", TestProtocol(Protocol::Http)),
-    ("ssh", TestProtocol(Protocol::Ssh)),
-    ("unknown", TestProtocol(Protocol::Unknown)),
-    ("silent", TestProtocol(Protocol::Silent)),
-];
-
 const ACTIONS: [(&str, ExpectedAction); 2] =
     [("passthrough", ExpectedAction::Passthrough), ("reject", ExpectedAction::Reject)];
 
@@ -248,8 +232,6 @@ macro_rules! word_value {
 }
 
 word_value!(RejectWith, "\"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
-word_value!(ProtocolWord, "the name of a protocol", PROTOCOLS);
-word_value!(TestProtocol, "the name of a protocol", TEST_PROTOCOLS);
 word_value!(ExpectedAction, "\"passthrough\" or \"reject\"", ACTIONS);
 word_value!(ReloadOn, "\"signal\" or \"change\"", RELOADS);
 word_value!(Sandbox, "\"landlock\" or \"off\"", SANDBOXES);
@@ -258,6 +240,42 @@ word_value!(ProxyVersion, "\"v1\" or \"v2\"", PROXY_VERSIONS);
 
 word_value!(PerWord, "\"ip\", \"network\", \"site\" or \"all\"", PERS);
 word_value!(LimitWord, "\"reset\", \"close\", \"drop\", \"delay\" or \"tarpit\"", LIMIT_ACTIONS);
+
+impl Text for ProtocolWord {
+    const EXPECTED: &'static str = "the name of a protocol";
+
+    fn constraints() -> Value {
+        words(protocol_words().map(|(word, _)| word))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &protocol_words().collect::<Vec<_>>())
+    }
+}
+
+/// What `protocol` may hold, with the words for it.
+fn protocol_words() -> impl Iterator<Item = (&'static str, ProtocolWord)> {
+    let each = Protocol::ALL.into_iter().map(|protocol| (protocol.as_str(), ProtocolWord::Is(protocol)));
+    each.chain([("any", ProtocolWord::Any)])
+}
+
+impl Text for TestProtocol {
+    const EXPECTED: &'static str = "the name of a protocol";
+
+    fn constraints() -> Value {
+        words(test_protocol_words().map(|(word, _)| word))
+    }
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        word(text, &test_protocol_words().collect::<Vec<_>>())
+    }
+}
+
+/// What `protocol` of a test may hold: TLS has a hello.
+fn test_protocol_words() -> impl Iterator<Item = (&'static str, TestProtocol)> {
+    let others = Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Tls);
+    others.map(|protocol| (protocol.as_str(), TestProtocol(protocol)))
+}
 
 impl Text for String {
     const EXPECTED: &'static str = "a string";

@@ -74,11 +74,10 @@ impl Refusal {
     pub(super) fn unavailable(protocol: Protocol, said: &[u8]) -> Self {
         match protocol {
             Protocol::Tls => Self::Alert(alert::INTERNAL_ERROR),
-            // The one method of the preface of HTTP/2 (RFC 9113 §3.4).
-            Protocol::Http if said.starts_with(b"PRI ") => Self::Answer(GO_AWAY),
+            Protocol::H2c => Self::Answer(GO_AWAY),
             Protocol::Http if said.starts_with(b"HEAD ") => Self::Answer(unavailable::HEAD),
             Protocol::Http => Self::Answer(unavailable::WHOLE),
-            Protocol::Ssh | Protocol::Unknown | Protocol::Silent => Self::Close,
+            _ => Self::Close,
         }
     }
 }

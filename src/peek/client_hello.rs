@@ -9,6 +9,7 @@ use tls_parser::parse_tls_handshake_client_hello;
 use super::cursor::Cursor;
 use super::extension;
 use super::ja4::{Ja4, Offer};
+use super::protocol::Protocol;
 use super::server_name::{NameError, ServerName};
 
 /// Record header: content type, version, length (RFC 8446 §5.1).
@@ -42,6 +43,8 @@ pub struct ClientHello {
     pub size: usize,
     /// Number of TLS records that it came in.
     pub records: u16,
+    /// The protocol within which TLS was begun (STARTTLS); `None` where the connection began with the hello.
+    pub within: Option<Protocol>,
 }
 
 /// The ALPN offers of a client, as they came: each name behind a byte of length.

@@ -4,10 +4,9 @@ use super::client_hello::{ClientHello, HelloError, HelloReader};
 use super::{Preface, Protocol};
 use crate::net::Opening;
 
-/// Request methods that begin an HTTP/1 request: RFC 9110 §9, RFC 5789, the WebDAV family, and the
-/// pseudo-method of the HTTP/2 preface (RFC 9113 §3.4). A closed list, because other line protocols begin
-/// with capital letters too.
-const METHODS: [&[u8]; 18] = [
+/// Request methods that begin an HTTP/1 request: RFC 9110 §9, RFC 5789, and the WebDAV family. A closed list, because
+/// other line protocols begin with capital letters too.
+const METHODS: [&[u8]; 17] = [
     b"GET ",
     b"HEAD ",
     b"POST ",
@@ -17,7 +16,6 @@ const METHODS: [&[u8]; 18] = [
     b"OPTIONS ",
     b"TRACE ",
     b"PATCH ",
-    b"PRI ",
     b"PROPFIND ",
     b"PROPPATCH ",
     b"MKCOL ",
@@ -27,6 +25,8 @@ const METHODS: [&[u8]; 18] = [
     b"UNLOCK ",
     b"REPORT ",
 ];
+/// What the preface of HTTP/2 begins with (RFC 9113 §3.4).
+const H2C: [&[u8]; 1] = [b"PRI "];
 const SSH: [&[u8]; 1] = [b"SSH-"];
 /// The bytes by which a TLS connection is known for good: a handshake record of major version 3. From there
 /// on bad bytes are a bad hello and never another protocol.
@@ -80,6 +80,7 @@ impl Detector {
         let steps = [
             (begins_with(bytes, &TLS), Protocol::Tls),
             (begins_with(bytes, &METHODS), Protocol::Http),
+            (begins_with(bytes, &H2C), Protocol::H2c),
             (begins_with(bytes, &SSH), Protocol::Ssh),
         ];
         match steps.iter().find(|(step, _)| *step == Step::Is) {
@@ -139,7 +140,7 @@ mod tests {
     fn each_protocol_is_known_at_its_last_telling_byte_and_not_before() {
         let table: [(&[u8], usize, Protocol); 6] = [
             (b"GET / HTTP/1.1\r\n", 4, Protocol::Http),
-            (b"PRI * HTTP/2.0\r\n", 4, Protocol::Http),
+            (b"PRI * HTTP/2.0\r\n", 4, Protocol::H2c),
             (b"PROPPATCH /x", 10, Protocol::Http),
             (b"SSH-2.0-OpenSSH_9.2\r\n", 4, Protocol::Ssh),
             (b"SSL-VPN", 3, Protocol::Unknown),

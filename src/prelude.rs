@@ -1,0 +1,202 @@
+//! What is said in clear before TLS begins inside another protocol: STARTTLS and its like, sans-io.
+//!
+//! A [`Prelude`] is spoken with a client, as its server would, until the client begins TLS: no more is offered than that.
+//! A [`Replay`] is then spoken with the backend that was chosen by the server name in the ClientHello, as a client would, until that
+//! one is ready for the same ClientHello. The session after that is between the two; what the client said before TLS is
+//! forgotten by both, as the RFCs of these protocols demand.
+//!
+//! Bytes that a peer sends together with its last word in clear are refused: it could not have known yet that TLS begins, so
+//! they were put there by somebody who wants them to be taken for a part of the session (CVE-2011-0411).
+
+use crate::peek::{Protocol, ServerName};
+
+mod postgres;
+
+pub use postgres::Startup;
+
+/// What a client may say in clear in all, in bytes: a command or two.
+pub const MAX_BYTES: usize = 8192;
+/// How many messages a client may send in clear.
+pub const MAX_MESSAGES: usize = 16;
+
+/// What servers of a listener say of themselves before TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The name of the server, as in the greeting of SMTP (RFC 5321 §4.3.1).
+    pub name: Box<str>,
+    /// The version that a MySQL server claims to be.
+    pub mysql_version: Box<str>,
+}
+
+/// The part in clear of a client's connection, with this as its server.
+#[derive(Debug)]
+pub struct Prelude {
+    protocol: Protocol,
+    side: Side,
+    /// How many messages were heard.
+    heard: usize,
+}
+
+#[derive(Debug)]
+enum Side {
+    Postgres(postgres::Server),
+}
+
+/// A message of a client.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// How many bytes it took.
+    pub len: usize,
+    /// What is said to it.
+    pub reply: Vec<u8>,
+    /// What becomes of the connection.
+    pub then: Then,
+}
+
+/// What becomes of a connection after a message of its client.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Then {
+    /// More messages.
+    GoOn,
+    /// The client begins TLS with its next byte.
+    StartTls,
+    /// It goes on in clear; the message is none of the prelude's, and is to be passed on.
+    Clear(Box<Startup>),
+    /// It wants a query of another connection cancelled; so does the message, which is to be passed on (PostgreSQL).
+    Cancel,
+    /// It is over: the client said so, or what it wants is refused in the reply.
+    Close,
+}
+
+/// A client that says what it may not, or what is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PreludeError {
+    /// Bytes that are no message of the protocol.
+    #[error("no message of the protocol")]
+    Syntax,
+    /// More than [`MAX_BYTES`], or more than [`MAX_MESSAGES`].
+    #[error("too much was said before TLS")]
+    TooMuch,
+    /// Bytes behind the message that asks for TLS, or that is answered before more may be sent.
+    #[error("bytes behind the one message that must be the last before TLS")]
+    Injection,
+}
+
+/// The part in clear of a connection to a backend, with this as its client.
+#[derive(Debug)]
+pub struct Replay {
+    side: Player,
+}
+
+#[derive(Debug)]
+enum Player {
+    Postgres,
+}
+
+/// A message of a backend.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Told {
+    /// How many bytes it took.
+    pub len: usize,
+    /// What is said to it.
+    pub reply: Vec<u8>,
+    /// Whether the backend awaits a ClientHello now.
+    pub ready: bool,
+}
+
+/// A backend that does not begin TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayError {
+    /// It says that it does not speak TLS, or none with this client.
+    #[error("the backend does not offer TLS in this protocol")]
+    Refused,
+    /// Bytes that are no message of the protocol.
+    #[error("the backend does not speak the protocol")]
+    Syntax,
+    /// Bytes behind the message after which it must wait for the ClientHello.
+    #[error("the backend said more than it may before TLS")]
+    Injection,
+}
+
+impl Prelude {
+    /// The prelude of `protocol`, if it has one.
+    pub fn new(protocol: Protocol, _greeting: &Greeting) -> Option<Self> {
+        let side = match protocol {
+            Protocol::Postgres => Side::Postgres(postgres::Server::default()),
+            _ => return None,
+        };
+        Some(Self { protocol, side, heard: 0 })
+    }
+
+    /// The protocol.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// What is said first of all; empty where clients speak first.
+    pub fn opening(&self) -> Vec<u8> {
+        match &self.side {
+            Side::Postgres(_) => Vec::new(),
+        }
+    }
+
+    /// Reads the first message of `bytes`, which are all that was received and not taken yet. `Ok(None)` means that more are needed.
+    ///
+    /// # Errors
+    /// When it is none, or there are bytes behind it that may not be there.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
+        let heard = match &mut self.side {
+            Side::Postgres(server) => server.advance(bytes)?,
+        };
+        let Some(heard) = heard else {
+            return if bytes.len() >= MAX_BYTES { Err(PreludeError::TooMuch) } else { Ok(None) };
+        };
+        self.heard += 1;
+        if self.heard > MAX_MESSAGES {
+            return Err(PreludeError::TooMuch);
+        }
+        if heard.then == Then::StartTls && bytes.len() > heard.len {
+            return Err(PreludeError::Injection);
+        }
+        Ok(Some(heard))
+    }
+
+    /// The server that the client named in clear, where it did (XMPP).
+    pub fn server_name(&self) -> Option<&ServerName> {
+        match &self.side {
+            Side::Postgres(_) => None,
+        }
+    }
+
+    /// What a backend is played once the client has begun TLS.
+    pub fn replay(&self) -> Replay {
+        let side = match &self.side {
+            Side::Postgres(_) => Player::Postgres,
+        };
+        Replay { side }
+    }
+}
+
+impl Replay {
+    /// What is said first of all; empty where the backend speaks first.
+    pub fn opening(&self) -> Vec<u8> {
+        match &self.side {
+            Player::Postgres => postgres::SSL_REQUEST.to_vec(),
+        }
+    }
+
+    /// Reads the first message of `bytes`, which are all that was received and not taken yet. `Ok(None)` means that more are needed.
+    ///
+    /// # Errors
+    /// When the backend does not begin TLS.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<Told>, ReplayError> {
+        let told = match &mut self.side {
+            Player::Postgres => postgres::told(bytes)?,
+        };
+        match told {
+            Some(told) if told.ready && bytes.len() > told.len => Err(ReplayError::Injection),
+            None if bytes.len() >= MAX_BYTES => Err(ReplayError::Syntax),
+            told => Ok(told),
+        }
+    }
+}
