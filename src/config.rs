@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
+use crate::net::{ListenAddr, UpstreamAddr};
 use crate::peek::{Ja4, Protocol, ServerName};
 
 mod account;
@@ -30,6 +30,7 @@ mod lists;
 mod overlap;
 mod pattern;
 mod resolve;
+mod route;
 mod schema;
 mod source;
 mod units;
@@ -47,6 +48,7 @@ pub use health::{Check, HealthConfig, HttpCheck, Roots, TlsCheck, Verify};
 pub use limits::{BanRule, LimitAction, LimitConfig, Limits, Per, RateLimit};
 pub use lists::{ListFile, ListStamp};
 pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
+pub use route::{ActionConfig, Conditions, PassthroughConfig, Policies, RejectWith, RouteConfig, RouteKey};
 pub use schema::json_schema;
 pub use units::Rate;
 pub use upstream::{
@@ -109,99 +111,6 @@ pub struct ListenerConfig {
     pub proxy_protocol: Vec<IpNet>,
     /// Where it is written.
     pub origin: Origin,
-}
-
-/// A route: what it matches and what becomes of a connection that it takes.
-#[derive(Clone, Debug)]
-pub struct RouteConfig {
-    /// The `name` key, or one made from what the route matches.
-    pub name: Arc<str>,
-    /// What the first bytes must be; never empty.
-    pub keys: Vec<RouteKey>,
-    /// Further conditions, all of which must hold.
-    pub conditions: Conditions,
-    /// What to do.
-    pub action: ActionConfig,
-    /// Where it is written.
-    pub origin: Origin,
-}
-
-/// What the first bytes of a connection must be for a route to take it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RouteKey {
-    /// A TLS ClientHello whose server name matches.
-    Sni(NamePattern),
-    /// A TLS ClientHello without a server name (`sni = "none"`).
-    NoSni,
-    /// Something that is not TLS, or silence.
-    Protocol(Protocol),
-    /// Anything but silence (`protocol = "any"`).
-    Anything,
-}
-
-/// Conditions beside the first bytes; `None` means "any".
-#[derive(Clone, Debug, Default)]
-pub struct Conditions {
-    /// Names of listeners, of which the connection must have come in on one.
-    pub listeners: Option<Vec<Arc<str>>>,
-    /// Fingerprints, of which the client must have one.
-    pub ja4: Option<Vec<Ja4Pattern>>,
-    /// ALPN protocol names, of which the client must offer one.
-    pub alpn: Option<Vec<Box<[u8]>>>,
-    /// Networks, of which one must contain the client's address.
-    pub from: Option<Vec<IpNet>>,
-}
-
-/// What a route does with a connection.
-#[derive(Clone, Debug)]
-pub enum ActionConfig {
-    /// Pass the stream through untouched.
-    Passthrough(PassthroughConfig),
-    /// Refuse it.
-    Reject(RejectWith),
-}
-
-/// Where a passthrough route leads.
-#[derive(Clone, Debug)]
-pub struct PassthroughConfig {
-    /// The backends to share connections over; of several routes that name the same group, the same.
-    pub upstream: Arc<UpstreamConfig>,
-    /// Where clients name the server: networks that it may be in although they are not the public's.
-    pub internal: Vec<IpNet>,
-    /// The PROXY header that they are sent first.
-    pub proxy_protocol: Option<ProxyVersion>,
-    /// Where it is written that they are connected to from the client's own address, if it is.
-    pub transparent: Option<Origin>,
-    /// Deadline of one attempt to connect.
-    pub connect_timeout: Duration,
-    /// How long a connection may go without a byte in either direction.
-    pub idle_timeout: Duration,
-    /// The same once one direction has ended.
-    pub half_closed_timeout: Duration,
-}
-
-/// How a connection is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RejectWith {
-    /// A TLS alert (`unrecognized_name`, 112) and close; clients that do not speak TLS are just closed.
-    Alert,
-    /// Close (FIN).
-    Close,
-    /// Reset (RST).
-    Reset,
-    /// Say nothing: the socket goes away without a packet that travels further than one hop.
-    Drop,
-}
-
-/// What happens to connections that no route takes; separate, so that neither is an accident of the other.
-#[derive(Clone, Copy, Debug)]
-pub struct Policies {
-    /// The hello names a server that no route knows.
-    pub unknown_sni: RejectWith,
-    /// The hello names no server and no route has `sni = "none"`.
-    pub no_sni: RejectWith,
-    /// Not TLS, and no route for that protocol.
-    pub unknown_protocol: RejectWith,
 }
 
 /// Deadlines and idle limits of a connection.
@@ -419,17 +328,6 @@ impl fmt::Display for Origin {
     }
 }
 
-impl fmt::Display for RouteKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Sni(pattern) => pattern.fmt(f),
-            Self::NoSni => f.write_str("none"),
-            Self::Protocol(protocol) => write!(f, "protocol:{protocol}"),
-            Self::Anything => f.write_str("protocol:any"),
-        }
-    }
-}
-
 impl SecretSource {
     /// The secret, without a line feed at its end.
     ///
@@ -474,38 +372,6 @@ impl fmt::Display for AdminAddr {
     }
 }
 
-/// As a list with commas; empty when there are none.
-impl fmt::Display for Conditions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fn any_of<T: ToString>(items: &[T]) -> String {
-            items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
-        }
-        let alpn = |names: &Vec<Box<[u8]>>| {
-            any_of(&names.iter().map(|name| name.escape_ascii().to_string()).collect::<Vec<_>>())
-        };
-        let all = [
-            ("listener", self.listeners.as_deref().map(any_of)),
-            ("ja4", self.ja4.as_deref().map(any_of)),
-            ("alpn", self.alpn.as_ref().map(alpn)),
-            ("from", self.from.as_deref().map(any_of)),
-        ];
-        let given = all.into_iter().filter_map(|(name, values)| Some(format!("{name} {}", values?)));
-        f.write_str(&given.collect::<Vec<_>>().join(", "))
-    }
-}
-
-impl fmt::Display for ActionConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Passthrough(passthrough) => {
-                let to = passthrough.upstream.addresses().map(ToString::to_string).collect::<Vec<_>>();
-                f.write_str(&to.join(", "))
-            }
-            Self::Reject(with) => write!(f, "reject ({with})"),
-        }
-    }
-}
-
 impl fmt::Display for LogTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -514,17 +380,6 @@ impl fmt::Display for LogTarget {
             Self::Stderr => f.write_str("stderr"),
             Self::File(path) => path.display().fmt(f),
         }
-    }
-}
-
-impl fmt::Display for RejectWith {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Alert => "alert",
-            Self::Close => "close",
-            Self::Reset => "reset",
-            Self::Drop => "drop",
-        })
     }
 }
 
