@@ -15,7 +15,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::net::{ListenAddr, UpstreamAddr};
-use crate::peek::{Ja4, Protocol, ServerName};
+use crate::peek::{Ja4, Protocol, ServerName, Startup};
+use crate::prelude::Greeting;
 
 mod account;
 mod checks;
@@ -29,6 +30,7 @@ mod limits;
 mod lists;
 mod overlap;
 mod pattern;
+mod protocols;
 mod resolve;
 mod route;
 mod schema;
@@ -107,6 +109,10 @@ pub struct ListenerConfig {
     pub bind: Vec<ListenAddr>,
     /// How long a client may stay silent before the connection counts as [`Protocol::Silent`].
     pub silent_after: Duration,
+    /// The protocol whose servers speak first that is spoken here, by clients that say nothing for so long.
+    pub server_first: Option<(Protocol, Duration)>,
+    /// What servers of this listener say of themselves before TLS begins within their protocol.
+    pub greeting: Greeting,
     /// Networks of trusted proxies: connections from there begin with a PROXY header, all others must not.
     pub proxy_protocol: Vec<IpNet>,
     /// Where it is written.
@@ -273,7 +279,11 @@ pub enum TestInput {
         alpn: Vec<Box<[u8]>>,
         /// Its fingerprint; without one it has none that a route could match.
         ja4: Option<Ja4>,
+        /// The protocol within which TLS is begun.
+        within: Option<Protocol>,
     },
+    /// A session of PostgreSQL in clear.
+    Startup(Startup),
     /// First bytes of another protocol, or none.
     Protocol(Protocol),
 }
@@ -296,6 +306,8 @@ pub struct Expectation {
 pub enum ExpectedAction {
     /// Passed through to a backend.
     Passthrough,
+    /// Sent to https.
+    Redirect,
     /// Refused, by a route or by a policy.
     Reject,
 }

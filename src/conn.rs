@@ -1,9 +1,11 @@
-//! The life of a connection: accept → guard → (PROXY header) → peek → route → passthrough or refusal → one line in the log.
+//! The life of a connection: accept → guard → (PROXY header) → peek → (prelude) → route → passthrough or refusal → one line in
+//! the log.
 //!
 //! Each stage takes what the one before it gives; `serve` is the whole path.
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{ActionConfig, RejectWith};
@@ -11,18 +13,21 @@ use crate::guard::ConnPermit;
 use crate::net::{Socket, Timer};
 use crate::peek::Preface;
 use crate::route::{Decision, Query, RouteId};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Beginnings, Snapshot};
 
 mod accept;
 mod balance;
+mod cancel;
 mod context;
 mod hello_bytes;
 mod limited;
 mod metrics;
 mod passthrough;
 mod peek;
+mod prelude;
 mod proxy;
 mod record;
+mod redirect;
 mod refuse;
 mod registry;
 mod termination;
@@ -30,12 +35,14 @@ mod termination;
 pub use accept::{accept_loop, take_over_loop};
 use balance::Admitted;
 pub use balance::{Inbox, Workers};
+pub use cancel::Sessions;
 pub use context::{Address, Context, ListenerContext, Shared};
 pub use hello_bytes::HelloBytes;
 use limited::Entering;
 use metrics::Action;
-use passthrough::{Client, Established};
+use passthrough::{Begun, Client, Counted, Established};
 use peek::First;
+use prelude::Opened;
 use proxy::Told;
 use record::ConnRecord;
 use refuse::Refusal;
@@ -67,7 +74,9 @@ async fn establish<'a>(
     if waited {
         stream.expect_bytes();
     }
-    let limits = peek::Limits::new(&snapshot, &listener.name, timer.now());
+    let nothing = Arc::default();
+    let beginnings: &Arc<Beginnings> = snapshot.beginnings(&listener.name).unwrap_or(&nothing);
+    let limits = peek::Limits::new(&snapshot, beginnings, timer.now());
     let mut said = Vec::new();
     let mut held = cx.shared.hello_bytes.hold();
     let mut told = Told::default();
@@ -80,11 +89,11 @@ async fn establish<'a>(
         }
     }
     let first = First { bytes: &mut said, held: &mut held };
-    let peeked = peek::read_preface(&mut stream, first, &cx.scratch, limits, timer).await;
+    let opened = prelude::open(&mut stream, first, beginnings, limits, record, cx, timer).await;
     drop(held);
     record.received(&said);
-    let preface = match peeked {
-        Ok(preface) => preface,
+    let opened = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             let entering = Entering { permit: &mut permit, listener: &listener };
             return Err(peek::turn_away(stream, error, entering, record, cx, timer).await);
@@ -94,20 +103,53 @@ async fn establish<'a>(
     stream.watch().map_err(|_| Termination::unwatched())?;
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
+    let client = Client { stream, said, told, counted: Counted { permit, live, session: None } };
+    proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer).await
+}
+
+/// Does with a connection what its first bytes ask for.
+async fn proceed<'a>(
+    mut client: Client,
+    opened: Opened,
+    (snapshot, listener, limits): (&Snapshot, &ListenerContext, peek::Limits),
+    record: &mut ConnRecord,
+    cx: &'a Context,
+    timer: &mut Timer<'_>,
+) -> Result<Established<'a>, Termination> {
+    let Opened { preface, replay, cancels } = opened;
     record.peeked(&preface, snapshot.tells_ja4);
-    let entering = Entering { permit: &mut permit, listener: &listener };
-    match route(&snapshot, &preface, entering, record, cx, timer).await {
-        Ok(route) => {
-            let without_backend = Refusal::unavailable(preface.protocol(), &said);
-            let client = Client { stream, said, told, without_backend, counted: (permit, live) };
-            passthrough::connect(client, &snapshot, route, record, cx, timer).await
+    if cancels {
+        let deadline = snapshot.timeouts.connect;
+        return Err(Box::pin(cancel::pass_on(client.stream, &client.said, deadline, record, cx, timer)).await);
+    }
+    let entering = Entering { permit: &mut client.counted.permit, listener };
+    match route(snapshot, &preface, entering, record, cx, timer).await {
+        Ok(Routed::Passthrough(route)) => {
+            let begun = Begun { replay, without_backend: Refusal::unavailable(&preface, &client.said) };
+            passthrough::connect(client, begun, snapshot, route, record, cx, timer).await
+        }
+        Ok(Routed::Redirect) => {
+            let Client { mut stream, mut said, counted: _counted, .. } = client;
+            let answering = redirect::answer(&mut stream, &mut said, &snapshot.table, limits, cx, timer);
+            let answer = match Box::pin(answering).await {
+                Ok(answer) => answer,
+                Err(error) => return Err(error.into()),
+            };
+            refuse::refuse(stream, answer, record, &cx.scratch, timer).await;
+            Err(Termination::REDIRECTED)
         }
         Err(Refused { with, why }) => {
-            refuse::refuse(stream, with.for_client(preface.hello().is_some()), record, &cx.scratch, timer)
-                .await;
+            let refusal = with.for_client(&preface, why);
+            refuse::refuse(client.stream, refusal, record, &cx.scratch, timer).await;
             Err(why)
         }
     }
+}
+
+/// What a route makes of a connection that it does not refuse.
+enum Routed {
+    Passthrough(RouteId),
+    Redirect,
 }
 
 /// A connection that no route takes, or one that refuses it, or lets no more in.
@@ -123,9 +165,9 @@ enum With {
 }
 
 impl With {
-    fn for_client(self, tls: bool) -> Refusal {
+    fn for_client(self, preface: &Preface, why: Termination) -> Refusal {
         match self {
-            Self::Policy(with) => Refusal::new(with, tls),
+            Self::Policy(with) => Refusal::new(with, preface, why),
             Self::Limit(refusal) => refusal,
         }
     }
@@ -139,7 +181,7 @@ async fn route(
     record: &mut ConnRecord,
     cx: &Context,
     timer: &mut Timer<'_>,
-) -> Result<RouteId, Refused> {
+) -> Result<Routed, Refused> {
     let listener = entering.listener;
     let query = Query { preface, client: record.client().ip(), listener: &listener.name };
     let (with, why) = match snapshot.table.find(&query) {
@@ -154,7 +196,11 @@ async fn route(
                     with: With::Limit(refusal),
                     why: Termination::limited(&rejection, Stage::Route),
                 };
-                return entered.map(|()| route.id).map_err(refused);
+                return entered.map(|()| Routed::Passthrough(route.id)).map_err(refused);
+            }
+            ActionConfig::Redirect => {
+                record.routed(Action::Redirect, &route.config.name, snapshot.live(route.id));
+                return Ok(Routed::Redirect);
             }
             ActionConfig::Reject(with) => {
                 record.routed(Action::Reject, &route.config.name, snapshot.live(route.id));

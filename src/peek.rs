@@ -14,11 +14,22 @@ pub use ja4::{Ja4, Ja4Error};
 pub use protocol::Protocol;
 pub use server_name::{NameError, ServerName};
 
+/// What a client of PostgreSQL asks for in clear (StartupMessage).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Startup {
+    /// The database; without one it is that of the user's name.
+    pub database: Box<str>,
+    /// The user.
+    pub user: Box<str>,
+}
+
 /// What a connection is, from its first bytes: all that routes may look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Preface {
     /// TLS, with its hello.
     Tls(Box<ClientHello>),
+    /// PostgreSQL in clear, with what is asked for.
+    Startup(Box<Startup>),
     /// Anything else, silence included.
     Other(Protocol),
 }

@@ -8,11 +8,9 @@
 //! Bytes that a peer sends together with its last word in clear are refused: it could not have known yet that TLS begins, so
 //! they were put there by somebody who wants them to be taken for a part of the session (CVE-2011-0411).
 
-use crate::peek::{Protocol, ServerName};
+use crate::peek::{Protocol, ServerName, Startup};
 
 mod postgres;
-
-pub use postgres::Startup;
 
 /// What a client may say in clear in all, in bytes: a command or two.
 pub const MAX_BYTES: usize = 8192;
@@ -20,7 +18,7 @@ pub const MAX_BYTES: usize = 8192;
 pub const MAX_MESSAGES: usize = 16;
 
 /// What servers of a listener say of themselves before TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Greeting {
     /// The name of the server, as in the greeting of SMTP (RFC 5321 §4.3.1).
     pub name: Box<str>,
@@ -119,10 +117,10 @@ pub enum ReplayError {
 }
 
 impl Prelude {
-    /// The prelude of `protocol`, if it has one.
-    pub fn new(protocol: Protocol, _greeting: &Greeting) -> Option<Self> {
+    /// The prelude of `protocol`, if it has one; `tls` is whether TLS may be begun, without which only PostgreSQL has one.
+    pub fn new(protocol: Protocol, _greeting: &Greeting, tls: bool) -> Option<Self> {
         let side = match protocol {
-            Protocol::Postgres => Side::Postgres(postgres::Server::default()),
+            Protocol::Postgres => Side::Postgres(postgres::Server::new(tls)),
             _ => return None,
         };
         Some(Self { protocol, side, heard: 0 })

@@ -8,14 +8,14 @@
 //!
 //! Among routes for the same thing, those whose further conditions hold, from the most to the least
 //! specific: with `listener` before without, the longest matching `ja4` before shorter ones and none, with `alpn`
-//! before without, the longest matching `from` before shorter ones and none, and last the ALPN that the client
-//! names first. Where no condition holds, the next
+//! before without, the longest matching `from` before shorter ones and none, with a `protocol` inside TLS before without, with
+//! `database` before without, with `user` before without, and last the ALPN that the client names first. Where no condition holds, the next
 //! less specific match is tried. Two routes that would tie are refused when the configuration is read.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde_json::Value;
 
@@ -23,9 +23,10 @@ use crate::config::{
     ActionConfig, Conditions, Config, Ja4Pattern, NamePattern, NameRegex, Policies, RejectWith, RouteConfig,
     RouteKey,
 };
-use crate::peek::{Preface, Protocol, ServerName};
+use crate::peek::{ClientHello, Preface, Protocol, ServerName, Startup};
 
 mod assertion;
+mod inside;
 
 pub use assertion::{Mismatch, check_assertion};
 
@@ -87,6 +88,8 @@ pub enum NoRoute {
     UnknownSni,
     /// It has no server name, and no route has `sni = "none"`.
     NoSni,
+    /// Routes know its server name, and what is spoken there is none of what the client offers.
+    NoAlpn,
     /// It is not TLS, and no route is for its protocol.
     UnknownProtocol,
 }
@@ -135,6 +138,12 @@ pub enum Verdict {
     Alpn,
     /// The client's address is in none of its networks.
     From,
+    /// TLS does not begin as the route has it: within its protocol, or from the first byte.
+    Begin,
+    /// The client offers other protocols than what is spoken there.
+    Inside,
+    /// The client asks for another database, or is another user.
+    Startup,
 }
 
 /// How specific the conditions of a route are that hold; greater is more specific.
@@ -144,6 +153,9 @@ struct Specificity {
     ja4: Option<usize>,
     alpn: bool,
     from: Option<u8>,
+    inside: bool,
+    database: bool,
+    user: bool,
     alpn_place: Reverse<usize>,
 }
 
@@ -210,6 +222,21 @@ impl RouteTable {
             .any(|names| names.as_ref().is_none_or(|names| names.iter().any(|name| **name == *listener)))
     }
 
+    /// Whether clients that ask for this server by TLS may come to a backend, under whatever further conditions.
+    pub fn serves(&self, name: &ServerName) -> bool {
+        let preface =
+            Preface::Tls(Box::new(ClientHello { server_name: Some(name.clone()), ..ClientHello::default() }));
+        let nobody = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let mut serves = false;
+        let query = Query { preface: &preface, client: nobody, listener: "" };
+        self.find_traced(&query, |step| {
+            let matched = step.outcome.filter(|(_, verdict)| *verdict != Verdict::NoMatch);
+            serves |=
+                matched.is_some_and(|(route, _)| matches!(route.action(), ActionConfig::Passthrough(_)));
+        });
+        serves
+    }
+
     /// Whether a route looks at fingerprints, which are only computed for that.
     pub fn wants_ja4(&self) -> bool {
         self.routes.iter().any(|route| route.config.conditions.ja4.is_some())
@@ -223,25 +250,32 @@ impl RouteTable {
     /// The same, telling `trace` each step. This is the one lookup there is: the data plane, `explain` and
     /// the assertions of a configuration all come through here.
     pub fn find_traced<'a>(&'a self, query: &Query<'a>, mut trace: impl FnMut(Step<'a>)) -> Decision<'a> {
+        let mut offers_others = false;
+        let mut trace = |step: Step<'a>| {
+            offers_others |= matches!(step.outcome, Some((_, Verdict::Inside)));
+            trace(step);
+        };
         let route = match query.preface {
             Preface::Tls(hello) => match &hello.server_name {
                 Some(name) => self.find_name(name, query, &mut trace),
                 None => self.pick(&self.no_sni, Probe::NoSni, query, &mut trace),
             },
-            Preface::Other(protocol) => {
-                self.pick(self.protocol(*protocol), Probe::Protocol(*protocol), query, &mut trace)
+            Preface::Startup(_) | Preface::Other(_) => {
+                let protocol = query.preface.protocol();
+                self.pick(self.protocol(protocol), Probe::Protocol(protocol), query, &mut trace)
             }
         };
         let anything = || match query.preface {
             // Silence must be asked for by name: whoever waits long enough would else get past every rule
             // about names.
             Preface::Other(Protocol::Silent) => None,
-            Preface::Tls(_) | Preface::Other(_) => {
+            Preface::Tls(_) | Preface::Startup(_) | Preface::Other(_) => {
                 self.pick(&self.anything, Probe::Anything, query, &mut trace)
             }
         };
         match route.or_else(anything) {
             Some(route) => Decision::Route(route),
+            None if offers_others => Decision::NoRoute(NoRoute::NoAlpn, self.policies.unknown_sni),
             None => self.refuse(query.preface),
         }
     }
@@ -309,7 +343,9 @@ impl RouteTable {
                 Decision::NoRoute(NoRoute::UnknownSni, self.policies.unknown_sni)
             }
             Preface::Tls(_) => Decision::NoRoute(NoRoute::NoSni, self.policies.no_sni),
-            Preface::Other(_) => Decision::NoRoute(NoRoute::UnknownProtocol, self.policies.unknown_protocol),
+            Preface::Startup(_) | Preface::Other(_) => {
+                Decision::NoRoute(NoRoute::UnknownProtocol, self.policies.unknown_protocol)
+            }
         }
     }
 
@@ -350,10 +386,17 @@ impl RouteTable {
 
 /// Whether all conditions hold and how specific they are, or else the first that does not.
 fn specificity(conditions: &Conditions, query: &Query<'_>) -> Result<Specificity, Verdict> {
-    if let Some(listeners) = &conditions.listeners
-        && !listeners.iter().any(|name| **name == *query.listener)
-    {
+    if !conditions.listens_on(query.listener) {
         return Err(Verdict::Listener);
+    }
+    if let Some(hello) = query.preface.hello() {
+        inside::check(conditions, hello).map_err(|mismatch| match mismatch {
+            inside::Mismatch::Begin => Verdict::Begin,
+            inside::Mismatch::Alpn => Verdict::Inside,
+        })?;
+    }
+    if !asks_for(conditions, query.preface) {
+        return Err(Verdict::Startup);
     }
     let ja4 = match &conditions.ja4 {
         None => None,
@@ -386,8 +429,21 @@ fn specificity(conditions: &Conditions, query: &Query<'_>) -> Result<Specificity
         ja4,
         alpn: conditions.alpn.is_some(),
         from,
+        inside: conditions.inside.is_some(),
+        database: conditions.databases.is_some(),
+        user: conditions.users.is_some(),
         alpn_place: Reverse(alpn_place.unwrap_or(0)),
     })
+}
+
+/// Whether a client of PostgreSQL asks in clear for what the route is for.
+fn asks_for(conditions: &Conditions, preface: &Preface) -> bool {
+    let has = |wanted: &Option<Vec<Box<str>>>, of: fn(&Startup) -> &str| match (wanted, preface) {
+        (None, _) => true,
+        (Some(wanted), Preface::Startup(startup)) => wanted.iter().any(|name| **name == *of(startup)),
+        (Some(_), Preface::Tls(_) | Preface::Other(_)) => false,
+    };
+    has(&conditions.databases, |startup| &startup.database) && has(&conditions.users, |startup| &startup.user)
 }
 
 /// The place of a key in the order, for printing it.
@@ -403,11 +459,12 @@ fn key_rank(key: &RouteKey, id: RouteId) -> (u8, Reverse<usize>, usize) {
     }
 }
 
-fn condition_shape(conditions: &Conditions) -> Reverse<(bool, Option<usize>, bool, Option<u8>)> {
+fn condition_shape(conditions: &Conditions) -> Reverse<impl Ord + use<>> {
     let ja4 = conditions.ja4.iter().flatten().map(Ja4Pattern::specificity).max();
     let longest =
         conditions.from.as_ref().map(|nets| nets.iter().map(ipnet::IpNet::prefix_len).max().unwrap_or(0));
-    Reverse((conditions.listeners.is_some(), ja4, conditions.alpn.is_some(), longest))
+    let inside = (conditions.inside.is_some(), conditions.databases.is_some(), conditions.users.is_some());
+    Reverse((conditions.listeners.is_some(), ja4, conditions.alpn.is_some(), longest, inside))
 }
 
 impl Route {
@@ -423,6 +480,7 @@ impl NoRoute {
         match self {
             Self::UnknownSni => "unknown_sni",
             Self::NoSni => "no_sni",
+            Self::NoAlpn => "no_alpn",
             Self::UnknownProtocol => "unknown_protocol",
         }
     }
@@ -451,6 +509,9 @@ impl fmt::Display for Verdict {
             Self::Ja4 => "the client's fingerprint (JA4) is none of its",
             Self::Alpn => "the client offers none of its ALPN names",
             Self::From => "the client is in none of its networks",
+            Self::Begin => "TLS does not begin as it does there",
+            Self::Inside => "the client offers (ALPN) none of what is spoken there",
+            Self::Startup => "it is for other databases or users",
         })
     }
 }

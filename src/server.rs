@@ -231,7 +231,7 @@ fn open_access_log(config: &AccessLogConfig, registry: &Registry) -> Result<Acce
 pub fn probe_transparent(config: &Config) -> Result<(), StartError> {
     let asked = config.routes.iter().find_map(|route| match &route.action {
         ActionConfig::Passthrough(passthrough) => passthrough.transparent.as_ref(),
-        ActionConfig::Reject(_) => None,
+        ActionConfig::Redirect | ActionConfig::Reject(_) => None,
     });
     let Some(origin) = asked else { return Ok(()) };
     net::probe_transparent().map_err(|source| StartError::Transparent { origin: origin.clone(), source })
@@ -275,6 +275,7 @@ impl Bound {
             replaced: AtomicBool::new(false),
             workers: loads,
             hello_bytes: HelloBytes::new(budget.hello_bytes),
+            sessions: Arc::default(),
             pipes: Arc::new(AtomicUsize::new(0)),
         });
         let (senders, configs) = worker_configs(inboxes.into_iter().zip(hearts), budget.pipes);

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 
-use crate::config::{ActionConfig, Config, Timeouts};
+use crate::config::{ActionConfig, Config, ListenerConfig, Timeouts};
 use crate::guard::Acl;
 use crate::net::{IdleLimits, OwnListeners, ProxyVersion};
+use crate::peek::Protocol;
+use crate::prelude::{Greeting, Prelude};
 use crate::route::{RouteId, RouteTable};
 use crate::telemetry::{Family, Registry};
 use crate::upstream::{Pools, Resolver, Upstream};
@@ -51,10 +53,24 @@ pub struct Snapshot {
     pub tells_ja4: bool,
     live: Vec<LiveRoute>,
     unrouted: Arc<Traffic>,
-    /// By listener, of those on which silence means something.
-    silent_after: HashMap<Arc<str>, Duration>,
+    /// By listener, what its clients may begin with.
+    beginnings: HashMap<Arc<str>, Arc<Beginnings>>,
     /// By listener, the proxies that it trusts.
     trusted: HashMap<Arc<str>, Acl>,
+}
+
+/// What clients of a listener may begin with.
+#[derive(Debug, Default)]
+pub struct Beginnings {
+    /// How long a client may stay silent until that counts as a protocol of its own; `None` when no route cares.
+    pub silent_after: Option<Duration>,
+    /// The protocol whose servers speak first that is spoken here, by clients that say nothing for so long.
+    pub server_first: Option<(Protocol, Duration)>,
+    /// Protocols within which TLS may begin.
+    within: Vec<Protocol>,
+    /// Whether routes look at what clients of PostgreSQL ask for in clear.
+    startups: bool,
+    greeting: Greeting,
 }
 
 /// What belongs to a route beside what its configuration says.
@@ -113,14 +129,15 @@ impl Snapshot {
                         },
                     })
                 }
-                ActionConfig::Reject(_) => None,
+                ActionConfig::Redirect | ActionConfig::Reject(_) => None,
             };
             LiveRoute { traffic: Arc::new(Traffic::new(&route.name, registry)), backends }
         });
         let table = RouteTable::new(config);
-        let silent = config.listeners.iter().filter(|listener| table.wants_silence(&listener.name));
-        let silent_after =
-            silent.map(|listener| (Arc::clone(&listener.name), listener.silent_after)).collect();
+        let beginnings = |listener: &ListenerConfig| {
+            (Arc::clone(&listener.name), Arc::new(Beginnings::new(listener, config, &table)))
+        };
+        let beginnings = config.listeners.iter().map(beginnings).collect();
         let behind = config.listeners.iter().filter(|listener| !listener.proxy_protocol.is_empty());
         let trusted =
             behind.map(|listener| (Arc::clone(&listener.name), Acl::new(&listener.proxy_protocol, &[])));
@@ -134,7 +151,7 @@ impl Snapshot {
             timeouts: config.timeouts,
             max_hello: config.max_hello_size,
             unrouted: Arc::new(Traffic::new(NO_ROUTE, registry)),
-            silent_after,
+            beginnings,
         }
     }
 
@@ -148,15 +165,41 @@ impl Snapshot {
         &self.unrouted
     }
 
-    /// How long a client of the listener may stay silent until that counts as a protocol of its own; `None`
-    /// when no route cares.
-    pub fn silent_after(&self, listener: &str) -> Option<Duration> {
-        self.silent_after.get(listener).copied()
+    /// What clients of the listener may begin with; `None` for one that this generation does not have.
+    pub fn beginnings(&self, listener: &str) -> Option<&Arc<Beginnings>> {
+        self.beginnings.get(listener)
     }
 
     /// Whether connections of `peer` to the listener begin with a PROXY header, which is believed.
     pub fn trusts(&self, listener: &str, peer: IpAddr) -> bool {
         self.trusted.get(listener).is_some_and(|networks| networks.allows(peer))
+    }
+}
+
+impl Beginnings {
+    fn new(listener: &ListenerConfig, config: &Config, table: &RouteTable) -> Self {
+        let led = |protocol: &Protocol| {
+            config.routes.iter().any(|route| route.begins_tls_within(*protocol, &listener.name))
+        };
+        Self {
+            silent_after: match listener.server_first {
+                Some((_, after)) => Some(after),
+                None => table.wants_silence(&listener.name).then_some(listener.silent_after),
+            },
+            server_first: listener.server_first,
+            within: Protocol::ALL.into_iter().filter(led).collect(),
+            startups: config.routes.iter().any(|route| route.wants_startup(&listener.name)),
+            greeting: listener.greeting.clone(),
+        }
+    }
+
+    /// What is spoken with a client of this protocol until it begins TLS, or says what it wants in clear; `None` when it is passed
+    /// on as it is.
+    pub fn prelude(&self, protocol: Protocol) -> Option<Prelude> {
+        let tls = self.within.contains(&protocol);
+        (tls || (self.startups && protocol == Protocol::Postgres))
+            .then(|| Prelude::new(protocol, &self.greeting, tls))
+            .flatten()
     }
 }
 

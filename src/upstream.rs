@@ -141,7 +141,7 @@ impl Pools {
     ) -> Self {
         let of_routes = config.routes.iter().filter_map(|route| match &route.action {
             ActionConfig::Passthrough(passthrough) => Some(&passthrough.upstream),
-            ActionConfig::Reject(_) => None,
+            ActionConfig::Redirect | ActionConfig::Reject(_) => None,
         });
         let mut pools = HashMap::new();
         for upstream in config.upstreams.iter().chain(of_routes) {

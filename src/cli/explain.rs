@@ -196,6 +196,9 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
                     passthrough.half_closed_timeout
                 );
             }
+            ActionConfig::Redirect => {
+                let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
+            }
             ActionConfig::Reject(with) => refusal(out, *with, tls),
         },
         Decision::NoRoute(_, with) => refusal(out, with, tls),
@@ -217,7 +220,12 @@ fn trace(out: &mut String, step: Step<'_>) {
 
 fn refusal(out: &mut String, with: RejectWith, tls: bool) {
     let seen = match with {
-        RejectWith::Alert if tls => "the fatal alert unrecognized_name (112), then the end of the stream",
+        RejectWith::Answer | RejectWith::Alert if tls => {
+            "the fatal alert unrecognized_name (112), then the end of the stream"
+        }
+        RejectWith::Answer => {
+            "why, in the words of its protocol where that has any, then the end of the stream"
+        }
         RejectWith::Alert | RejectWith::Close => "the end of the stream",
         RejectWith::Reset => "a reset",
         RejectWith::Drop => "nothing",

@@ -9,14 +9,15 @@ use super::account::{GroupEntry, UserEntry};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
 use super::dns::Unlimited;
+use super::protocols::{ProtocolWord, ServerFirstWord, TestProtocol, WithinWord};
 use super::source::Place;
 use super::units::{Bandwidth, ByteSize, Rate};
 use super::upstream::{
     BalanceWord, ClientKey, MAX_TIER, MAX_WEIGHT, OnDown, Percent, UpstreamName, ZoneName,
 };
 use super::values::{
-    AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, Nameserver, Off, PerWord, ProtocolWord,
-    ReloadOn, RouteName, SniWord, TestProtocol, VariableName, WordOr,
+    AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, MysqlVersion, Nameserver, Off, PerWord,
+    RedirectWord, ReloadOn, RouteName, SniWord, VariableName, WordOr,
 };
 use super::{AdminAddr, DnsFamily, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
@@ -29,6 +30,8 @@ shape! {
         listen: OneOrMany<ListenAddr>,
         /// How long a client of the listener `default` may stay silent before its protocol counts as `silent`.
         silent_after: Duration,
+        /// The protocol of the listener `default` whose servers speak first; a string is `protocol`.
+        server_first: Either<ServerFirstWord, ServerFirst>,
         /// Networks of proxies whose connections to the listener `default` begin with a PROXY header, which is believed.
         proxy_protocol: OneOrMany<IpNet>,
         /// Named groups of addresses to accept on.
@@ -102,8 +105,24 @@ shape! {
         bind: OneOrMany<ListenAddr> = required,
         /// How long a client may stay silent before its protocol counts as `silent`.
         silent_after: Duration,
+        /// The protocol whose servers speak first that clients speak here; a string is `protocol`.
+        server_first: Either<ServerFirstWord, ServerFirst>,
         /// Networks of proxies whose connections begin with a PROXY header, which is believed.
         proxy_protocol: OneOrMany<IpNet>,
+    }
+}
+
+shape! {
+    /// A protocol in which clients wait for the server to speak.
+    struct ServerFirst {
+        /// `ssh`, `mysql`, `smtp`, `imap`, `pop3`, `sieve` or `ftp`.
+        protocol: ServerFirstWord = required,
+        /// How long a client may say nothing until it is taken for one of this protocol; at once if left out.
+        after: Duration,
+        /// The name of the server in greetings before TLS; that of this host if left out.
+        name: ServerName,
+        /// With `mysql`: the version in the greeting before TLS, which clients go by.
+        version: MysqlVersion,
     }
 }
 
@@ -359,8 +378,14 @@ shape! {
         from: OneOrMany<IpNet>,
         /// Listeners, of which the connection must have come in on one.
         listener: OneOrMany<ListenerName>,
-        /// What the first bytes are: `tls`, `http`, `ssh`, `unknown`, `silent`, or `any` (all but `silent`).
+        /// What the first bytes are, or `any` (all but `silent`); with `sni`, what is spoken inside TLS.
         protocol: OneOrMany<ProtocolWord>,
+        /// With `sni` and `protocol`: whether TLS begins within that protocol, or is there from the first byte; either if left out.
+        starttls: bool,
+        /// With `protocol = "postgres"` in clear: the databases that clients may ask for.
+        database: OneOrMany<String>,
+        /// With `protocol = "postgres"` in clear: the users that clients may be.
+        user: OneOrMany<String>,
         /// Backends: `host:port`, `unix:/path`, or tables of an `address` and what there is to say of it.
         to: OneOrMany<Either<UpstreamAddr, Backend>>,
         /// The `[[upstream]]` that it leads to, in place of `to`.
@@ -387,6 +412,8 @@ shape! {
         internal: OneOrMany<IpNet>,
         /// Refuse the connection, and how.
         reject: RejectWith,
+        /// Send clients of HTTP to `https`, if a route takes the name that they ask for.
+        redirect: RedirectWord,
         /// The version of the PROXY header that backends are sent first: `v1` or `v2`.
         proxy_protocol: WordOr<Off, ProxyVersion>,
         /// Connect to backends from the client's own address.
@@ -417,6 +444,10 @@ shape! {
         hello: Hello,
         /// The protocol that the client speaks instead of TLS.
         protocol: TestProtocol,
+        /// With `protocol = "postgres"`: the database that it asks for; that of the user's name if left out.
+        database: String,
+        /// With `protocol = "postgres"`: the user that it is; `postgres` if left out.
+        user: String,
         /// The client's address.
         from: IpAddr,
         /// The listener it comes in on; by default the first.
@@ -435,13 +466,15 @@ shape! {
         alpn: OneOrMany<AlpnName>,
         /// Its fingerprint; without one no route matches by that.
         ja4: Ja4,
+        /// The protocol within which TLS is begun; by none if left out.
+        within: WithinWord,
     }
 }
 
 shape! {
     /// What must become of a made-up connection; every key given must hold.
     struct Expect {
-        /// `passthrough` or `reject`.
+        /// `passthrough`, `redirect` or `reject`.
         action: ExpectedAction,
         /// The name of the route that takes it.
         route: RouteName,

@@ -6,13 +6,32 @@ use ipnet::IpNet;
 
 use super::error::{ConfigError, ErrorKind};
 use super::source::Place;
-use super::{Ja4Pattern, RouteConfig};
+use super::{Conditions, Ja4Pattern, RouteConfig};
+use crate::peek::Protocol;
 
 /// Combinations of listener × fingerprint × ALPN × network looked at for a route that shares a key with another.
 const MAX_COMBINATIONS: usize = 1 << 20;
 
-/// One choice of every condition; `None` where the route does not have that condition.
-type Combination<'r> = (Option<&'r str>, Option<&'r Ja4Pattern>, Option<&'r [u8]>, Option<IpNet>);
+/// How many conditions there are beside the key.
+const CONDITIONS: usize = 8;
+
+/// One choice of every condition.
+type Combination<'r> = [Choice<'r>; CONDITIONS];
+
+/// A value of a condition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Choice<'r> {
+    /// The route does not have the condition.
+    #[default]
+    None,
+    /// It has, whatever the value.
+    There,
+    Text(&'r str),
+    Ja4(&'r Ja4Pattern),
+    Alpn(&'r [u8]),
+    Net(IpNet),
+    Within(Protocol),
+}
 
 /// A route, and where each of its keys is written.
 pub(super) struct Placed {
@@ -67,8 +86,7 @@ fn compare(
             continue;
         };
         if combination_count(placed) > MAX_COMBINATIONS {
-            let message =
-                "the route has more than a million combinations of `listener`, `ja4`, `alpn` and `from`";
+            let message = "the route has more than a million combinations of its conditions";
             let error = ConfigError::new(ErrorKind::OutOfRange, message).at(&placed.place);
             errors
                 .push(((member.route, member.route), error.hint("use networks instead of single addresses")));
@@ -92,51 +110,62 @@ fn compare(
 fn duplicate(key: &str, first: Member, second: Member, routes: &[Placed]) -> Option<ConfigError> {
     let (before, after) = (routes.get(first.route)?, routes.get(second.route)?);
     let conditions = &after.route.conditions;
-    let conditional = conditions.listeners.is_some()
-        || conditions.ja4.is_some()
-        || conditions.alpn.is_some()
-        || conditions.from.is_some();
-    let what = if conditional { " under conditions that overlap" } else { "" };
+    let what = if conditions.to_string().is_empty() { "" } else { " under conditions that overlap" };
     let message = format!("two routes match `{key}`{what}");
     let error = ConfigError::new(ErrorKind::DuplicateRoute, message).at(after.keys.get(second.key)?);
     let error = error.label("matched again here").also(before.keys.get(first.key)?, "first matched here");
     Some(
         error.hint(
-            "give both backends to one route, or tell them apart by `listener`, `ja4`, `alpn` or `from`",
+            "give both backends to one route, or tell them apart by `listener`, `ja4`, `alpn`, `from` or `starttls`",
         ),
     )
 }
 
 fn combination_count(placed: &Placed) -> usize {
-    let conditions = &placed.route.conditions;
-    let len = |len: Option<usize>| len.unwrap_or(1);
-    len(conditions.listeners.as_ref().map(Vec::len))
-        .saturating_mul(len(conditions.ja4.as_ref().map(Vec::len)))
-        .saturating_mul(len(conditions.alpn.as_ref().map(Vec::len)))
-        .saturating_mul(len(conditions.from.as_ref().map(Vec::len)))
+    choices_of(placed).iter().map(Vec::len).fold(1, usize::saturating_mul)
 }
 
+/// One choice of every condition after the other.
 fn combinations(placed: &Placed) -> impl Iterator<Item = Combination<'_>> {
-    let conditions = &placed.route.conditions;
-    let listeners = choices(conditions.listeners.as_deref().map(|all| all.iter().map(AsRef::as_ref)));
-    let alpn = choices(conditions.alpn.as_deref().map(|all| all.iter().map(AsRef::as_ref)));
-    let from = choices(conditions.from.as_deref().map(|all| all.iter().copied()));
-    let ja4 = choices(conditions.ja4.as_deref().map(|all| all.iter()));
-    listeners.into_iter().flat_map(move |listener| {
-        let (alpn, from) = (alpn.clone(), from.clone());
-        ja4.clone().into_iter().flat_map(move |ja4| {
-            let from = from.clone();
-            alpn.clone()
-                .into_iter()
-                .flat_map(move |alpn| from.clone().into_iter().map(move |net| (listener, ja4, alpn, net)))
-        })
+    let choices = choices_of(placed);
+    let first: Box<dyn Iterator<Item = Combination<'_>>> = Box::new(std::iter::once(Combination::default()));
+    choices.into_iter().enumerate().fold(first, |so_far, (index, choices)| {
+        Box::new(so_far.flat_map(move |combination| {
+            choices.clone().into_iter().map(move |choice| {
+                let mut next = combination.clone();
+                if let Some(place) = next.get_mut(index) {
+                    *place = choice;
+                }
+                next
+            })
+        }))
     })
 }
 
-/// The values of a condition, or the one choice of not having it.
-fn choices<T>(values: Option<impl Iterator<Item = T>>) -> Vec<Option<T>> {
-    match values {
-        Some(values) => values.map(Some).collect(),
-        None => vec![None],
-    }
+/// What may be chosen of each condition; of one that the route does not have, that.
+fn choices_of(placed: &Placed) -> [Vec<Choice<'_>>; CONDITIONS] {
+    let conditions = &placed.route.conditions;
+    [
+        choices(conditions.listeners.as_deref(), |name| Choice::Text(name)),
+        choices(conditions.ja4.as_deref(), Choice::Ja4),
+        choices(conditions.alpn.as_deref(), |name| Choice::Alpn(name)),
+        choices(conditions.from.as_deref(), |net| Choice::Net(*net)),
+        begins(conditions),
+        vec![if conditions.inside.is_some() { Choice::There } else { Choice::None }],
+        choices(conditions.databases.as_deref(), |name| Choice::Text(name)),
+        choices(conditions.users.as_deref(), |name| Choice::Text(name)),
+    ]
+}
+
+/// In which ways TLS may begin: from the first byte, and within protocols.
+fn begins(conditions: &Conditions) -> Vec<Choice<'_>> {
+    let within = conditions.inside.iter().flatten().filter(|protocol| protocol.has_starttls());
+    let within =
+        within.filter(|_| conditions.starttls != Some(false)).map(|protocol| Choice::Within(*protocol));
+    let at_once = (conditions.starttls != Some(true)).then_some(Choice::None);
+    at_once.into_iter().chain(within).collect()
+}
+
+fn choices<'r, T>(values: Option<&'r [T]>, choice: impl Fn(&'r T) -> Choice<'r>) -> Vec<Choice<'r>> {
+    values.map_or_else(|| vec![Choice::None], |values| values.iter().map(choice).collect())
 }

@@ -15,6 +15,7 @@ mod cases;
 mod dns;
 mod dynamic;
 mod health;
+mod inside;
 mod limits;
 mod listeners;
 mod routes;

@@ -49,6 +49,15 @@ pub struct Conditions {
     pub alpn: Option<Vec<Box<[u8]>>>,
     /// Networks, of which one must contain the client's address.
     pub from: Option<Vec<IpNet>>,
+    /// Of a route for TLS: the protocols of which one is spoken inside. Without this no hello is taken with which TLS begins
+    /// within another protocol; with it, and without `alpn`, no hello that only offers other protocols.
+    pub inside: Option<Vec<Protocol>>,
+    /// Of a route for TLS: whether it must begin within a protocol (STARTTLS), or must not.
+    pub starttls: Option<bool>,
+    /// Of a route for PostgreSQL in clear: the databases, of which one must be asked for.
+    pub databases: Option<Vec<Box<str>>>,
+    /// The same of users.
+    pub users: Option<Vec<Box<str>>>,
 }
 
 /// What a route does with a connection.
@@ -56,6 +65,8 @@ pub struct Conditions {
 pub enum ActionConfig {
     /// Pass the stream through untouched.
     Passthrough(PassthroughConfig),
+    /// Send the client of HTTP to the same place of `https`, if a route takes the name.
+    Redirect,
     /// Refuse it.
     Reject(RejectWith),
 }
@@ -82,6 +93,9 @@ pub struct PassthroughConfig {
 /// How a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectWith {
+    /// In the words of the client's protocol, which say why: a TLS alert, an answer of HTTP, an error of PostgreSQL. Clients of
+    /// protocols that have none are just closed.
+    Answer,
     /// A TLS alert (`unrecognized_name`, 112) and close; clients that do not speak TLS are just closed.
     Alert,
     /// Close (FIN).
@@ -114,6 +128,30 @@ impl fmt::Display for RouteKey {
     }
 }
 
+impl RouteConfig {
+    /// Whether it is for clients of this listener that begin TLS within the protocol.
+    pub fn begins_tls_within(&self, protocol: Protocol, listener: &str) -> bool {
+        let conditions = &self.conditions;
+        protocol.has_starttls()
+            && conditions.inside.as_ref().is_some_and(|inside| inside.contains(&protocol))
+            && conditions.starttls != Some(false)
+            && conditions.listens_on(listener)
+    }
+
+    /// Whether it is for clients of PostgreSQL on this listener by what they ask for in clear.
+    pub fn wants_startup(&self, listener: &str) -> bool {
+        let conditions = &self.conditions;
+        (conditions.databases.is_some() || conditions.users.is_some()) && conditions.listens_on(listener)
+    }
+}
+
+impl Conditions {
+    /// Whether they hold for a connection that came in on this listener, as far as that goes.
+    pub fn listens_on(&self, listener: &str) -> bool {
+        self.listeners.as_ref().is_none_or(|names| names.iter().any(|name| **name == *listener))
+    }
+}
+
 /// As a list with commas; empty when there are none.
 impl fmt::Display for Conditions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,6 +166,10 @@ impl fmt::Display for Conditions {
             ("ja4", self.ja4.as_deref().map(any_of)),
             ("alpn", self.alpn.as_ref().map(alpn)),
             ("from", self.from.as_deref().map(any_of)),
+            ("protocol", self.inside.as_deref().map(any_of)),
+            ("starttls", self.starttls.map(|starttls| starttls.to_string())),
+            ("database", self.databases.as_deref().map(any_of)),
+            ("user", self.users.as_deref().map(any_of)),
         ];
         let given = all.into_iter().filter_map(|(name, values)| Some(format!("{name} {}", values?)));
         f.write_str(&given.collect::<Vec<_>>().join(", "))
@@ -141,6 +183,7 @@ impl fmt::Display for ActionConfig {
                 let to = passthrough.upstream.addresses().map(ToString::to_string).collect::<Vec<_>>();
                 f.write_str(&to.join(", "))
             }
+            Self::Redirect => f.write_str("redirect (https)"),
             Self::Reject(with) => write!(f, "reject ({with})"),
         }
     }
@@ -149,6 +192,7 @@ impl fmt::Display for ActionConfig {
 impl fmt::Display for RejectWith {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Answer => "answer",
             Self::Alert => "alert",
             Self::Close => "close",
             Self::Reset => "reset",

@@ -152,7 +152,7 @@ fn the_example_resolves_to_what_it_says() {
     assert_eq!(limits.deny, [net("10.1.0.0/16")]);
     let policies = config.policies;
     assert_eq!((policies.unknown_sni, policies.no_sni), (RejectWith::Reset, RejectWith::Drop));
-    assert_eq!(policies.unknown_protocol, RejectWith::Close);
+    assert_eq!(policies.unknown_protocol, RejectWith::Answer);
     assert_eq!(config.dns.servers, ["10.0.0.53:53".parse().unwrap(), "[::1]:5353".parse().unwrap()]);
     assert_eq!((config.dns.timeout, config.dns.min_ttl, config.dns.max_ttl), (secs(5), secs(1), secs(60)));
     let admin = config.admin.unwrap();
@@ -194,14 +194,18 @@ fn the_tests_of_the_example_resolve_to_what_they_say() {
     let config = parse(EXAMPLE).unwrap();
     let [app, ssh, empty] = config.tests.as_slice() else { panic!("three tests") };
     assert_eq!(&*app.name, "app.example.com");
-    let TestInput::Hello { sni: Some(sni), alpn, ja4: Some(ja4) } = &app.input else { panic!("a hello") };
+    let TestInput::Hello { sni: Some(sni), alpn, ja4: Some(ja4), within: None } = &app.input else {
+        panic!("a hello")
+    };
     assert_eq!((sni.as_str(), alpn.len()), ("app.example.com", 1));
     assert_eq!(ja4.as_str(), "t13d1516h2_8daaf6152771_e5627efa2ab1");
     assert_eq!(app.expect.action, Some(ExpectedAction::Passthrough));
     assert_eq!(app.expect.to, ["10.0.0.11:443".parse().unwrap()]);
     assert!(matches!(ssh.input, TestInput::Protocol(Protocol::Ssh)));
     assert_eq!((ssh.from, ssh.listener.as_deref()), (Some("192.0.2.7".parse().unwrap()), Some("alt")));
-    assert!(matches!(&empty.input, TestInput::Hello { sni: None, alpn, ja4: None } if alpn.is_empty()));
+    assert!(
+        matches!(&empty.input, TestInput::Hello { sni: None, alpn, ja4: None, within: None } if alpn.is_empty())
+    );
     assert_eq!(empty.expect.route.as_deref(), Some("no-sni"));
     assert_eq!(empty.expect.reject, Some(RejectWith::Close));
 }
@@ -376,7 +380,7 @@ fn effective_settings_tell_where_they_come_from() {
     assert_eq!(find("route[git].timeouts.connect"), ("\"3s\"", None));
     assert_eq!(find("route[no-sni].reject"), ("\"close\"", Some((35, 10))));
     assert_eq!(find("listener[default].silent_after"), ("\"2s\"", None));
-    assert_eq!(find("unknown_protocol"), ("\"close\"", None));
+    assert_eq!(find("unknown_protocol"), ("\"answer\"", None));
     let keys: HashSet<_> = config.effective.iter().map(|setting| &setting.key).collect();
     assert_eq!(keys.len(), config.effective.len(), "no setting is told twice");
     for setting in &config.effective {
@@ -399,7 +403,7 @@ fn proxies_before_and_backends_behind_are_told_of_clients_as_configured() {
         to.proxy_protocol
     });
     let versions: Vec<_> = versions.collect();
-    assert_eq!(versions, [Some(ProxyVersion::V2), None, Some(ProxyVersion::V1)]);
+    assert_eq!(versions, [Some(crate::net::ProxyVersion::V2), None, Some(crate::net::ProxyVersion::V1)]);
     let find = |key: &str| config.effective.iter().find(|setting| setting.key == key).expect(key);
     let listener = find("listener[default].proxy_protocol");
     assert_eq!(listener.value, "[\"10.0.0.0/8\", \"::1/128\"]");
@@ -536,6 +540,8 @@ fn the_schema_declares_every_key() {
     let own = [
         // Below `route` and below `upstream`.
         2 * of_pools.iter().sum::<usize>(),
+        // For `listen` and below `listener`.
+        2 * file::ServerFirst::KEYS.len(),
         file::Upstream::KEYS.len(),
         file::File::KEYS.len(),
         file::Listener::KEYS.len(),

@@ -19,17 +19,23 @@ use super::{
     Sandbox,
 };
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr, canonical};
-use crate::peek::{Ja4, Ja4Error, NameError, Protocol, ServerName};
+use crate::peek::{Ja4, Ja4Error, NameError, ServerName};
 
-const REJECTS: [(&str, RejectWith); 4] = [
+const REJECTS: [(&str, RejectWith); 5] = [
+    ("answer", RejectWith::Answer),
     ("alert", RejectWith::Alert),
     ("close", RejectWith::Close),
     ("reset", RejectWith::Reset),
     ("drop", RejectWith::Drop),
 ];
 
-const ACTIONS: [(&str, ExpectedAction); 2] =
-    [("passthrough", ExpectedAction::Passthrough), ("reject", ExpectedAction::Reject)];
+const ACTIONS: [(&str, ExpectedAction); 3] = [
+    ("passthrough", ExpectedAction::Passthrough),
+    ("redirect", ExpectedAction::Redirect),
+    ("reject", ExpectedAction::Reject),
+];
+
+const REDIRECTS: [(&str, RedirectWord); 1] = [("https", RedirectWord)];
 
 const PROXY_VERSIONS: [(&str, ProxyVersion); 2] = [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
 
@@ -89,20 +95,17 @@ pub(super) enum SniWord {
     None,
 }
 
-/// What `protocol` holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ProtocolWord {
-    Is(Protocol),
-    Any,
-}
-
-/// A protocol that a `[[test]]` can speak.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TestProtocol(pub(super) Protocol);
-
 /// An ALPN protocol name (RFC 7301 §3.1: 1 to 255 bytes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AlpnName(pub(super) Box<[u8]>);
+
+/// Where `redirect` sends clients: to `https`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RedirectWord;
+
+/// The version that a server of MySQL claims to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MysqlVersion(pub(super) String);
 
 /// The name of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,15 +173,6 @@ impl fmt::Display for SniWord {
     }
 }
 
-impl fmt::Display for ProtocolWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Is(protocol) => protocol.fmt(f),
-            Self::Any => f.write_str("any"),
-        }
-    }
-}
-
 impl fmt::Display for LimitWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = LIMIT_ACTIONS.iter().find(|(_, word)| word == self);
@@ -231,8 +225,9 @@ macro_rules! word_value {
     };
 }
 
-word_value!(RejectWith, "\"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
-word_value!(ExpectedAction, "\"passthrough\" or \"reject\"", ACTIONS);
+word_value!(RejectWith, "\"answer\", \"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
+word_value!(RedirectWord, "\"https\"", REDIRECTS);
+word_value!(ExpectedAction, "\"passthrough\", \"redirect\" or \"reject\"", ACTIONS);
 word_value!(ReloadOn, "\"signal\" or \"change\"", RELOADS);
 word_value!(Sandbox, "\"landlock\" or \"off\"", SANDBOXES);
 word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);
@@ -241,47 +236,27 @@ word_value!(ProxyVersion, "\"v1\" or \"v2\"", PROXY_VERSIONS);
 word_value!(PerWord, "\"ip\", \"network\", \"site\" or \"all\"", PERS);
 word_value!(LimitWord, "\"reset\", \"close\", \"drop\", \"delay\" or \"tarpit\"", LIMIT_ACTIONS);
 
-impl Text for ProtocolWord {
-    const EXPECTED: &'static str = "the name of a protocol";
-
-    fn constraints() -> Value {
-        words(protocol_words().map(|(word, _)| word))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &protocol_words().collect::<Vec<_>>())
-    }
-}
-
-/// What `protocol` may hold, with the words for it.
-fn protocol_words() -> impl Iterator<Item = (&'static str, ProtocolWord)> {
-    let each = Protocol::ALL.into_iter().map(|protocol| (protocol.as_str(), ProtocolWord::Is(protocol)));
-    each.chain([("any", ProtocolWord::Any)])
-}
-
-impl Text for TestProtocol {
-    const EXPECTED: &'static str = "the name of a protocol";
-
-    fn constraints() -> Value {
-        words(test_protocol_words().map(|(word, _)| word))
-    }
-
-    fn parse(text: &str) -> Result<Self, Problem> {
-        word(text, &test_protocol_words().collect::<Vec<_>>())
-    }
-}
-
-/// What `protocol` of a test may hold: TLS has a hello.
-fn test_protocol_words() -> impl Iterator<Item = (&'static str, TestProtocol)> {
-    let others = Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Tls);
-    others.map(|protocol| (protocol.as_str(), TestProtocol(protocol)))
-}
-
 impl Text for String {
     const EXPECTED: &'static str = "a string";
 
     fn parse(text: &str) -> Result<Self, Problem> {
         Ok(text.to_owned())
+    }
+}
+
+impl Text for MysqlVersion {
+    const EXPECTED: &'static str = "a version such as \"8.0.36\"";
+
+    fn parse(text: &str) -> Result<Self, Problem> {
+        // Clients read numbers from its beginning.
+        let good = text.len() <= 60
+            && text.starts_with(|c: char| c.is_ascii_digit())
+            && text.chars().all(|c| c.is_ascii_graphic());
+        if good {
+            return Ok(Self(text.to_owned()));
+        }
+        let hint = "write what `select version()` says on the backends";
+        Err(Problem::new(ErrorKind::BadValue, format!("{} is no version of MySQL", quote(text))).hint(hint))
     }
 }
 

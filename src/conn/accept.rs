@@ -240,6 +240,7 @@ mod tests {
             replaced: AtomicBool::new(false),
             workers,
             hello_bytes: HelloBytes::new(1 << 20),
+            sessions: Arc::default(),
             pipes: Arc::new(AtomicUsize::new(0)),
         };
         let cx = Context::new(Arc::new(shared), Reactor::new().unwrap(), 0, &inboxes[0], 0);

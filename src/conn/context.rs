@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use super::balance::{Inbox, Live, Load, Workers};
+use super::cancel::Sessions;
 use super::hello_bytes::HelloBytes;
 use super::metrics::ListenerMetrics;
 use super::registry::Registry as Connections;
@@ -41,6 +42,8 @@ pub struct Shared {
     pub workers: Workers,
     /// The memory that unfinished hellos take.
     pub hello_bytes: HelloBytes,
+    /// With which servers of PostgreSQL clients have sessions.
+    pub sessions: Arc<Sessions>,
     /// How many pipes there are.
     pub pipes: Arc<AtomicUsize>,
 }

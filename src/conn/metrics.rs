@@ -66,6 +66,8 @@ pub(super) struct ListenerMetrics {
 pub(super) enum Action {
     /// Passed through to a backend, or meant to be.
     Passthrough,
+    /// Sent to https.
+    Redirect,
     /// Refused, by a route or by a policy.
     Reject,
     /// It ended before that was decided.
@@ -112,11 +114,12 @@ impl ListenerMetrics {
 }
 
 impl Action {
-    pub(super) const ALL: [Self; 3] = [Self::Passthrough, Self::Reject, Self::None];
+    pub(super) const ALL: [Self; 4] = [Self::Passthrough, Self::Redirect, Self::Reject, Self::None];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Passthrough => "passthrough",
+            Self::Redirect => "redirect",
             Self::Reject => "reject",
             Self::None => "none",
         }

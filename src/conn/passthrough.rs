@@ -1,30 +1,35 @@
 //! Passing a connection through to a backend, untouched.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::task::{self, Poll, ready};
 use std::time::Instant;
 
 use tracing::{debug, warn};
 
 use super::balance::Live;
+use super::cancel::{Server, Session};
 use super::context::Context;
+use super::prelude;
 use super::proxy::Told;
 use super::record::ConnRecord;
 use super::refuse::{Refusal, refuse};
 use super::termination::{Cause, Stage, Termination};
+use crate::config::RouteKey;
 use crate::guard::ConnPermit;
-use crate::net::{Direction, Meter, Relay, RelayEnd, Side, Socket, Timer, reset_on_close};
-use crate::peek::ServerName;
-use crate::route::RouteId;
-use crate::snapshot::Snapshot;
-use crate::upstream::{Caller, ConnectError, ConnectFailure};
+use crate::net::{Direction, Relay, RelayEnd, Side, Socket, Timer, reset_on_close};
+use crate::peek::{Protocol, ServerName};
+use crate::prelude::Replay;
+use crate::route::{RouteId, RouteTable};
+use crate::snapshot::{Backends, Snapshot};
+use crate::upstream::{Caller, ConnectError, ConnectFailure, Endpoint};
 
 /// A connection with its backend.
 pub(super) struct Established<'a> {
     ends: Ends,
     relay: Relay<'a>,
     /// What it counts for, until dropped.
-    _counted: (ConnPermit, Live),
+    _counted: Counted,
 }
 
 /// Both ends of a relay. Unless each has got all that there was, closing resets them: nobody must take a
@@ -42,27 +47,45 @@ pub(super) struct Client {
     pub(super) said: Vec<u8>,
     /// What the proxy before tells of it.
     pub(super) told: Told,
-    /// What it is told when no backend can be reached.
-    pub(super) without_backend: Refusal,
     /// What its connection counts for.
-    pub(super) counted: (ConnPermit, Live),
+    pub(super) counted: Counted,
+}
+
+/// What a connection counts for, until dropped.
+pub(super) struct Counted {
+    pub(super) permit: ConnPermit,
+    #[expect(dead_code, reason = "it counts as long as it is there")]
+    pub(super) live: Live,
+    /// As a session that a client of PostgreSQL may want something of by another connection.
+    pub(super) session: Option<Box<Session>>,
+}
+
+/// How a connection began.
+pub(super) struct Begun {
+    /// What a backend is played before it gets the hello.
+    pub(super) replay: Option<Replay>,
+    /// What the client is told when no backend can be reached.
+    pub(super) without_backend: Refusal,
 }
 
 /// Connects to a backend of the route, or tells the client that there is none.
 pub(super) async fn connect<'a>(
     client: Client,
+    begun: Begun,
     snapshot: &Snapshot,
     route: RouteId,
     record: &mut ConnRecord,
     cx: &'a Context,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
-    let Client { stream, mut said, told, without_backend, counted } = client;
+    let Client { stream, mut said, told, mut counted } = client;
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.
         return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
     };
     record.connecting();
+    // Where something is played to the backend, the hello has its time later.
+    let hello = begun.replay.is_some().then(|| std::mem::take(&mut said));
     if let Some(version) = backends.proxy_protocol {
         let destination =
             told.destination.map_or_else(|| stream.local_addr(), Ok).map_err(ConnectError::Resource);
@@ -77,31 +100,72 @@ pub(super) async fn connect<'a>(
         let caller = Caller { client, server_name, socket: &stream, ends_as_one };
         backends.upstream.connect(&said, caller, &cx.reactor, timer).await
     };
-    match connected {
-        Ok(connection) => {
-            record.connected(connection.lease, connection.took);
-            record.meter().written(Direction::Up, connection.sent, false);
-            let left = said.get(connection.sent..).unwrap_or_default().into();
-            let throttle = counted.0.throttle(Instant::now());
-            let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
-            let ends = Ends { client: stream, upstream: connection.stream, whole: false };
-            Ok(Established { ends, relay, _counted: counted })
+    let mut connection = match connected {
+        Ok(connection) => connection,
+        Err(failure) => {
+            let ended = Termination::from(&failure.error);
+            tell_failure(failure, record, cx);
+            refuse(stream, begun.without_backend, record, &cx.scratch, timer).await;
+            return Err(ended);
         }
-        Err(ConnectFailure { error, endpoint }) => {
-            let source = error.source().map(ToString::to_string);
-            let name = endpoint.as_ref().map(|endpoint| &*endpoint.name);
-            match error {
-                // Ours, and more than this connection will feel it.
-                ConnectError::Resource(_) if cx.tells_trouble() => {
-                    warn!(%error, source, endpoint = name, "no connection to a backend");
-                }
-                _ => debug!(%error, source, endpoint = name, "no connection to a backend"),
-            }
-            record.tried(endpoint);
-            refuse(stream, without_backend, record, &cx.scratch, timer).await;
-            Err(Termination::from(&error))
+    };
+    let mut left: Box<[u8]> = said.get(connection.sent..).unwrap_or_default().into();
+    if let (Some(replay), Some(hello)) = (begun.replay, hello) {
+        let (words, deadline) = ((&*left, &*hello), snapshot.timeouts.hello);
+        let played = prelude::play(replay, &mut connection.stream, words, deadline, &cx.scratch, timer);
+        if let Err(error) = Box::pin(played).await {
+            connection.lease.unanswered();
+            record.tried(Some(Arc::clone(connection.lease.endpoint())));
+            debug!(?error, endpoint = &*connection.lease.endpoint().name, "a backend did not begin TLS");
+            refuse(stream, begun.without_backend, record, &cx.scratch, timer).await;
+            return Err(Termination::from(&error));
         }
+        left = Box::default();
     }
+    counted.session = session(&snapshot.table, route, connection.lease.endpoint(), backends, record, cx);
+    record.connected(connection.lease, connection.took);
+    let throttle = counted.permit.throttle(Instant::now());
+    let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
+    let ends = Ends { client: stream, upstream: connection.stream, whole: false };
+    Ok(Established { ends, relay, _counted: counted })
+}
+
+/// Tells of a connection for which there is no backend.
+fn tell_failure(failure: ConnectFailure, record: &mut ConnRecord, cx: &Context) {
+    let ConnectFailure { error, endpoint } = failure;
+    let source = error.source().map(ToString::to_string);
+    let name = endpoint.as_ref().map(|endpoint| &*endpoint.name);
+    match error {
+        // Ours, and more than this connection will feel it.
+        ConnectError::Resource(_) if cx.tells_trouble() => {
+            warn!(%error, source, endpoint = name, "no connection to a backend");
+        }
+        _ => debug!(%error, source, endpoint = name, "no connection to a backend"),
+    }
+    record.tried(endpoint);
+}
+
+/// Remembers a session with a server of PostgreSQL.
+fn session(
+    table: &RouteTable,
+    route: RouteId,
+    endpoint: &Arc<Endpoint>,
+    backends: &Backends,
+    record: &ConnRecord,
+    cx: &Context,
+) -> Option<Box<Session>> {
+    let route = &table.routes().get(route.index())?.config;
+    let protocols = route.conditions.inside.iter().flatten();
+    let clear = route.keys.iter().any(|key| *key == RouteKey::Protocol(Protocol::Postgres));
+    if !clear && !protocols.into_iter().any(|protocol| *protocol == Protocol::Postgres) {
+        return None;
+    }
+    let server = Server {
+        endpoint: Arc::clone(endpoint),
+        route: Arc::clone(&route.name),
+        proxy_protocol: backends.proxy_protocol,
+    };
+    Some(cx.shared.sessions.begin(record.client().ip(), server))
 }
 
 impl Established<'_> {

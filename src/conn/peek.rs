@@ -1,5 +1,6 @@
 //! Reading the first bytes of a connection until it is known what it is.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -17,7 +18,8 @@ use super::refuse::{Refusal, alert, refuse};
 use super::termination::Termination;
 use crate::net::{Moment, Scratch, Socket, Timer};
 use crate::peek::{Detector, HelloError, Preface, Protocol};
-use crate::snapshot::Snapshot;
+use crate::prelude::PreludeError;
+use crate::snapshot::{Beginnings, Snapshot};
 
 /// How much and how long to read.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +46,10 @@ pub(super) enum PeekError {
     Hello(HelloError),
     /// It is unfinished, and unfinished ones take as much memory as they may.
     NoRoom,
+    /// What was said before TLS begins within this protocol was wrong.
+    Prelude(Protocol, PreludeError),
+    /// The client went before it began TLS, or was told that it must.
+    Left,
 }
 
 /// What a connection begins with, and what that counts for as long as more of it is awaited.
@@ -53,14 +59,19 @@ pub(super) struct First<'a, 'h> {
 }
 
 impl Limits {
-    pub(super) fn new(snapshot: &Snapshot, listener: &str, accepted: Moment) -> Self {
+    pub(super) fn new(snapshot: &Snapshot, beginnings: &Beginnings, accepted: Moment) -> Self {
         let hello_by = accepted + snapshot.timeouts.hello;
         Self {
             max_hello: snapshot.max_hello,
             hello_by,
             ja4: snapshot.wants_ja4,
-            silent_after: snapshot.silent_after(listener),
+            silent_after: beginnings.silent_after,
         }
+    }
+
+    /// The same where silence is no protocol.
+    pub(super) fn without_silence(self) -> Self {
+        Self { silent_after: None, ..self }
     }
 }
 
@@ -107,7 +118,7 @@ pub(super) async fn turn_away(
 ) -> Termination {
     let Entering { permit, listener } = entering;
     listener.metrics.hello_failed(&error);
-    if matches!(error, PeekError::Hello(_)) {
+    if matches!(error, PeekError::Hello(_) | PeekError::Prelude(..)) {
         permit.strike(&cx.shared.guard.load(), record.client().ip(), Instant::now());
     }
     if error.is_refused() {
@@ -150,7 +161,7 @@ fn poll_once(
 
 impl PeekError {
     /// The words for the variants in logs and metrics.
-    pub(super) const REASONS: [&str; 15] = [
+    pub(super) const REASONS: [&str; 19] = [
         "hello_timeout",
         "closed",
         "reset",
@@ -166,6 +177,10 @@ impl PeekError {
         "bad_name",
         "proxy_untrusted",
         "hello_memory",
+        "prelude_syntax",
+        "prelude_length",
+        "prelude_injection",
+        "without_tls",
     ];
 
     /// What a failed read means: the kernel's limits of what can be watched are never the client's doing.
@@ -194,14 +209,18 @@ impl PeekError {
             Self::Hello(HelloError::Name(_)) => "bad_name",
             Self::Hello(HelloError::ProxyHeader) => "proxy_untrusted",
             Self::NoRoom => "hello_memory",
+            Self::Prelude(_, PreludeError::Syntax) => "prelude_syntax",
+            Self::Prelude(_, PreludeError::TooMuch) => "prelude_length",
+            Self::Prelude(_, PreludeError::Injection) => "prelude_injection",
+            Self::Left => "without_tls",
         }
     }
 
     /// Whether it is the proxy that ends the connection.
     pub(super) fn is_refused(&self) -> bool {
         match self {
-            Self::Timeout | Self::Hello(_) | Self::NoRoom => true,
-            Self::Closed | Self::Reset | Self::Unwatched => false,
+            Self::Timeout | Self::Hello(_) | Self::NoRoom | Self::Prelude(..) => true,
+            Self::Closed | Self::Reset | Self::Unwatched | Self::Left => false,
         }
     }
 
@@ -211,6 +230,9 @@ impl PeekError {
             Self::Timeout | Self::Closed | Self::Reset | Self::Unwatched => Refusal::Close,
             // Nothing of it stays behind, in the kernel neither.
             Self::NoRoom => Refusal::Reset,
+            Self::Prelude(..) => Refusal::Close,
+            // It may have been told something that must not be taken away again.
+            Self::Left => Refusal::Answer(Cow::Borrowed(b"")),
             Self::Hello(HelloError::ProxyHeader) => Refusal::Close,
             Self::Hello(
                 HelloError::NotHandshake | HelloError::NotClientHello | HelloError::TrailingBytes,

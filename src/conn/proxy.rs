@@ -144,7 +144,7 @@ pub(super) async fn turn_away(
         }
         // Counted where it was refused.
         HeaderError::Refused(refusal, _) => {
-            refuse(stream, *refusal, record, &cx.scratch, timer).await;
+            refuse(stream, refusal.clone(), record, &cx.scratch, timer).await;
             return error.into();
         }
         HeaderError::Header(error) => {

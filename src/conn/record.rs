@@ -54,13 +54,12 @@ struct Story {
     stage: Stage,
     action: Action,
     protocol: Option<Protocol>,
+    tls: bool,
     sni: Option<ServerName>,
     alpn: Alpn,
     ja4: Option<Box<Ja4>>,
     route: Option<Arc<str>>,
     reached: Reached,
-    /// Whether the backend has sent a byte.
-    answered: bool,
     /// Whether the log tells of it.
     told: bool,
     /// Why somebody asked for its end.
@@ -95,6 +94,8 @@ struct Counts {
     received: Cell<u64>,
     sent: Cell<u64>,
     spliced: Cell<u64>,
+    /// Whether the backend has sent a byte.
+    answered: Cell<bool>,
 }
 
 /// Counts bytes as they pass, for the connection and for its route.
@@ -116,12 +117,12 @@ impl ConnRecord {
             stage: Stage::Peek,
             action: Action::None,
             protocol: None,
+            tls: false,
             sni: None,
             alpn: Alpn::default(),
             ja4: None,
             route: None,
             reached: Reached::Nothing,
-            answered: false,
             told: true,
             closed: None,
         });
@@ -179,7 +180,8 @@ impl ConnRecord {
 
     /// These bytes were read to find out what the connection is.
     pub(super) fn received(&mut self, bytes: &[u8]) {
-        self.open.counts.received.set(bytes.len() as u64);
+        let received = &self.open.counts.received;
+        received.set(received.get() + bytes.len() as u64);
         if Detector::begins_tls(bytes) {
             self.story().protocol = Some(Protocol::Tls);
         } else if Opening::of(bytes) == Opening::Header {
@@ -193,6 +195,7 @@ impl ConnRecord {
         story.stage = Stage::Route;
         story.protocol = Some(preface.protocol());
         if let Some(hello) = preface.hello() {
+            story.tls = true;
             story.sni.clone_from(&hello.server_name);
             story.alpn = hello.alpn.clone();
             if tells {
@@ -210,6 +213,7 @@ impl ConnRecord {
         self.traffic = live.map(|live| Arc::clone(&live.traffic));
         if let Some(traffic) = &self.traffic {
             traffic.received.increment(self.open.counts.received.get());
+            traffic.sent.increment(self.open.counts.sent.get());
         }
     }
 
@@ -230,13 +234,13 @@ impl ConnRecord {
 
     /// Whether the client speaks TLS.
     pub(super) fn is_tls(&self) -> bool {
-        self.story().protocol == Some(Protocol::Tls)
+        self.story().tls
     }
 
     /// The backend ended it, which tells against that one if it had not said anything.
     pub(super) fn broken_off(&self) {
         let story = self.story();
-        if let (false, Reached::Backend(lease, _)) = (story.answered, &story.reached) {
+        if let (false, Reached::Backend(lease, _)) = (self.open.counts.answered.get(), &story.reached) {
             lease.unanswered();
         }
     }
@@ -318,14 +322,6 @@ impl Open {
 }
 
 impl Story {
-    /// The backend has sent a byte.
-    fn answered(&mut self) {
-        if let (false, Reached::Backend(lease, _)) = (self.answered, &self.reached) {
-            lease.answered();
-        }
-        self.answered = true;
-    }
-
     fn line(&self, counts: &Counts, stage: Stage, end: Option<Termination>, duration: Duration) -> Line<'_> {
         let (limit, backend, took) = match &self.reached {
             Reached::Nothing => (None, None, None),
@@ -404,8 +400,10 @@ impl Meter for TrafficMeter<'_> {
             if let Some(traffic) = self.traffic {
                 traffic.received.increment(n as u64);
             }
-        } else if self.open.counts.sent.get() == 0 {
-            self.open.story.borrow_mut().answered();
+        } else if !self.open.counts.answered.replace(true)
+            && let Reached::Backend(lease, _) = &self.open.story.borrow().reached
+        {
+            lease.answered();
         }
     }
 

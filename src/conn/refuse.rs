@@ -1,5 +1,6 @@
 //! Refusing a connection: in the client's protocol, by its end, or not at all.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -8,9 +9,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
 use super::record::ConnRecord;
+use super::termination::Termination;
 use crate::config::RejectWith;
 use crate::net::{Direction, Meter, Scratch, Socket, Timer, hide_close, reset_on_close};
-use crate::peek::Protocol;
+use crate::peek::{Preface, Protocol};
 
 /// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
 /// would reset the connection and take what it is told away before it is read.
@@ -23,6 +25,7 @@ pub(super) mod alert {
     pub(in crate::conn) const DECODE_ERROR: u8 = 50;
     pub(in crate::conn) const INTERNAL_ERROR: u8 = 80;
     pub(in crate::conn) const UNRECOGNIZED_NAME: u8 = 112;
+    pub(in crate::conn) const NO_APPLICATION_PROTOCOL: u8 = 120;
 }
 
 /// What a client of HTTP/1 is told when no backend can be reached (RFC 9110 §15.6.4), in two parts: to HEAD the answer ends
@@ -33,6 +36,10 @@ mod unavailable {
     pub(super) const WHOLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n\
         Content-Length: 26\r\nConnection: close\r\n\r\nno backend can be reached\n";
 }
+
+/// What a client of HTTP/1 is told where it is not served in clear.
+const NOT_HERE: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
+    Connection: close\r\n\r\nnot served here without TLS: https?\n";
 
 /// The same in HTTP/2: empty SETTINGS, as must be first of all, and GOAWAY, by which no stream was processed: clients know that
 /// they may send their requests again elsewhere (RFC 9113 §3.4, §6.8). With NO_ERROR they go on by that; any other code
@@ -45,12 +52,12 @@ const GO_AWAY: &[u8] = &[
 ];
 
 /// What a refused client gets to see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// A fatal TLS alert with this description, then the end of the stream.
     Alert(u8),
     /// An answer in a protocol other than TLS, then the end of the stream.
-    Answer(&'static [u8]),
+    Answer(Cow<'static, [u8]>),
     /// The end of the stream.
     Close,
     /// A reset.
@@ -60,23 +67,36 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// What `with` means for a client that speaks TLS, or does not.
-    pub(super) fn new(with: RejectWith, tls: bool) -> Self {
+    /// What `with` means for such a client that is refused for this reason.
+    pub(super) fn new(with: RejectWith, preface: &Preface, why: Termination) -> Self {
+        let tls = preface.hello().is_some();
         match with {
-            RejectWith::Alert if tls => Self::Alert(alert::UNRECOGNIZED_NAME),
+            RejectWith::Answer | RejectWith::Alert if tls => Self::Alert(why.alert()),
+            RejectWith::Answer => Self::in_words(preface.protocol()),
             RejectWith::Alert | RejectWith::Close => Self::Close,
             RejectWith::Reset => Self::Reset,
             RejectWith::Drop => Self::Drop,
         }
     }
 
-    /// What a client of this protocol that has `said` so much is told when no backend can be reached.
-    pub(super) fn unavailable(protocol: Protocol, said: &[u8]) -> Self {
+    /// What a client is told in clear whose protocol is served to nobody here.
+    fn in_words(protocol: Protocol) -> Self {
         match protocol {
-            Protocol::Tls => Self::Alert(alert::INTERNAL_ERROR),
-            Protocol::H2c => Self::Answer(GO_AWAY),
-            Protocol::Http if said.starts_with(b"HEAD ") => Self::Answer(unavailable::HEAD),
-            Protocol::Http => Self::Answer(unavailable::WHOLE),
+            Protocol::Http => Self::Answer(Cow::Borrowed(NOT_HERE)),
+            Protocol::H2c => Self::Answer(Cow::Borrowed(GO_AWAY)),
+            _ => Self::Close,
+        }
+    }
+
+    /// What such a client that has `said` so much is told when no backend can be reached.
+    pub(super) fn unavailable(preface: &Preface, said: &[u8]) -> Self {
+        if preface.hello().is_some() {
+            return Self::Alert(alert::INTERNAL_ERROR);
+        }
+        match preface.protocol() {
+            Protocol::H2c => Self::Answer(Cow::Borrowed(GO_AWAY)),
+            Protocol::Http if said.starts_with(b"HEAD ") => Self::Answer(Cow::Borrowed(unavailable::HEAD)),
+            Protocol::Http => Self::Answer(Cow::Borrowed(unavailable::WHOLE)),
             _ => Self::Close,
         }
     }
@@ -98,7 +118,7 @@ pub(super) async fn refuse(
             let _ = timer.timeout_at(until, say_and_linger(stream, &alert, record, scratch)).await;
         }
         Refusal::Answer(answer) => {
-            let _ = timer.timeout_at(until, say_and_linger(stream, answer, record, scratch)).await;
+            let _ = timer.timeout_at(until, say_and_linger(stream, &answer, record, scratch)).await;
         }
         Refusal::Close => {}
         Refusal::Reset => reset_on_close(&stream),

@@ -4,6 +4,7 @@ use std::io;
 
 use super::peek::PeekError;
 use super::proxy::HeaderError;
+use super::refuse::alert;
 use crate::guard::{Reason, Rejection};
 use crate::net::{Direction, Fault, RelayEnd, Side};
 use crate::route::NoRoute;
@@ -66,7 +67,7 @@ pub struct Termination {
 
 impl Termination {
     /// The reasons of connections that a limit, a policy or a route refused.
-    pub(super) const REJECTIONS: [&str; 13] = [
+    pub(super) const REJECTIONS: [&str; 14] = [
         "acl",
         "banned",
         "rate_limit",
@@ -78,14 +79,26 @@ impl Termination {
         "loop",
         "unknown_sni",
         "no_sni",
+        "no_alpn",
         "unknown_protocol",
         "rejected",
     ];
+    /// It was sent to https.
+    pub const REDIRECTED: Self = Self::new(Cause::Done, Stage::Route, "redirected");
     /// A route refuses it.
     pub const REJECTED: Self = Self::new(Cause::Policy, Stage::Route, "rejected");
 
     const fn new(cause: Cause, stage: Stage, reason: &'static str) -> Self {
         Self { cause, stage, reason: Some(reason) }
+    }
+
+    /// What a client of TLS is told that no route takes for this reason.
+    pub(super) fn alert(&self) -> u8 {
+        if self.reason == Some(NoRoute::NoAlpn.as_str()) {
+            alert::NO_APPLICATION_PROTOCOL
+        } else {
+            alert::UNRECOGNIZED_NAME
+        }
     }
 
     /// The event loop could not watch the client's socket.
@@ -130,7 +143,11 @@ impl From<PeekError> for Termination {
     fn from(error: PeekError) -> Self {
         let cause = match &error {
             PeekError::Timeout => Cause::ClientTimeout,
-            PeekError::Closed | PeekError::Reset | PeekError::Hello(_) => Cause::Client,
+            PeekError::Closed
+            | PeekError::Reset
+            | PeekError::Hello(_)
+            | PeekError::Prelude(..)
+            | PeekError::Left => Cause::Client,
             PeekError::Unwatched | PeekError::NoRoom => Cause::Resource,
         };
         Self::new(cause, Stage::Peek, error.reason())
@@ -254,7 +271,8 @@ mod tests {
     #[test]
     fn every_rejection_has_a_counter() {
         let limits = Reason::ALL.map(|reason| Termination::refused(reason, Stage::Accept));
-        let policies = [NoRoute::UnknownSni, NoRoute::NoSni, NoRoute::UnknownProtocol].map(Termination::from);
+        let policies = [NoRoute::UnknownSni, NoRoute::NoSni, NoRoute::NoAlpn, NoRoute::UnknownProtocol]
+            .map(Termination::from);
         let headers = HeaderError::REFUSED.map(Termination::from);
         let all: Vec<_> = limits.into_iter().chain(policies).chain(headers).collect();
         let all: Vec<_> = all.into_iter().chain([Termination::REJECTED]).collect();

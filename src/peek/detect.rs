@@ -111,10 +111,11 @@ fn begins_with(bytes: &[u8], prefixes: &[&[u8]]) -> Step {
 }
 
 impl Preface {
-    /// The protocol.
+    /// The protocol; where TLS is begun within one, that one.
     pub fn protocol(&self) -> Protocol {
         match self {
-            Self::Tls(_) => Protocol::Tls,
+            Self::Tls(hello) => hello.within.unwrap_or(Protocol::Tls),
+            Self::Startup(_) => Protocol::Postgres,
             Self::Other(protocol) => *protocol,
         }
     }
@@ -123,7 +124,7 @@ impl Preface {
     pub fn hello(&self) -> Option<&ClientHello> {
         match self {
             Self::Tls(hello) => Some(hello),
-            Self::Other(_) => None,
+            Self::Startup(_) | Self::Other(_) => None,
         }
     }
 }

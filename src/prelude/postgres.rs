@@ -1,6 +1,7 @@
 //! PostgreSQL, protocol 3: SSLRequest and what may come in its place (its manual, "Message Flow", "Message Formats").
 
 use super::{Heard, PreludeError, ReplayError, Then, Told};
+use crate::peek::Startup;
 
 /// Length and code of an SSLRequest.
 pub(super) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
@@ -12,35 +13,32 @@ const MAJOR: u32 = 3;
 /// The longest message before a session, in bytes, as servers have it (`MAX_STARTUP_PACKET_LENGTH`).
 const MAX_LENGTH: usize = 10_000;
 
-/// What a StartupMessage asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Startup {
-    /// The database; without one it is that of the user's name.
-    pub database: Box<str>,
-    /// The user.
-    pub user: Box<str>,
-}
-
 /// A server that has one answer left for each kind of encryption.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Server {
+    /// Whether it begins TLS when it is asked to.
+    tls: bool,
     ssl: bool,
     gss: bool,
 }
 
 impl Server {
+    pub(super) fn new(tls: bool) -> Self {
+        Self { tls, ssl: false, gss: false }
+    }
+
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
         let Some(header) = bytes.first_chunk::<8>() else { return Ok(None) };
         let [a, b, c, d, e, f, g, h] = *header;
         let len = u32::from_be_bytes([a, b, c, d]) as usize;
         let heard = |reply: &[u8], then| Ok(Some(Heard { len, reply: reply.to_vec(), then }));
         match u32::from_be_bytes([e, f, g, h]) {
+            // Who asks for encryption must wait for the answer, and may ask for something else when it is refused.
+            SSL | GSSENC if len == 8 && bytes.len() > len => Err(PreludeError::Injection),
             SSL if len == 8 && !self.ssl => {
                 self.ssl = true;
-                heard(b"S", Then::StartTls)
+                if self.tls { heard(b"S", Then::StartTls) } else { heard(b"N", Then::GoOn) }
             }
-            // Whoever asks for that asks for something else when it is refused, and must wait for the answer.
-            GSSENC if len == 8 && !self.gss && bytes.len() > len => Err(PreludeError::Injection),
             GSSENC if len == 8 && !self.gss => {
                 self.gss = true;
                 heard(b"N", Then::GoOn)
@@ -108,8 +106,8 @@ mod tests {
 
     /// The same however it is cut.
     fn hear(bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
-        let whole = Server::default().advance(bytes);
-        let mut server = Server::default();
+        let whole = Server::new(true).advance(bytes);
+        let mut server = Server::new(true);
         for len in 0..bytes.len() {
             match server.advance(&bytes[..len]) {
                 Ok(None) => {}
@@ -122,7 +120,7 @@ mod tests {
 
     #[test]
     fn encryption_is_offered_by_tls_alone() {
-        let mut server = Server::default();
+        let mut server = Server::new(true);
         let refused = Heard { len: 8, reply: b"N".to_vec(), then: Then::GoOn };
         assert_eq!(server.advance(&message(GSSENC, b"")), Ok(Some(refused)));
         let begun = Heard { len: 8, reply: b"S".to_vec(), then: Then::StartTls };
@@ -130,7 +128,15 @@ mod tests {
         assert_eq!(server.advance(&SSL_REQUEST), Err(PreludeError::Syntax), "once");
         assert_eq!(message(SSL, b""), SSL_REQUEST);
         let early = [message(GSSENC, b""), SSL_REQUEST.to_vec()].concat();
-        assert_eq!(Server::default().advance(&early), Err(PreludeError::Injection));
+        assert_eq!(Server::new(true).advance(&early), Err(PreludeError::Injection));
+    }
+
+    #[test]
+    fn without_tls_none_is_begun() {
+        let mut server = Server::new(false);
+        let refused = Heard { len: 8, reply: b"N".to_vec(), then: Then::GoOn };
+        assert_eq!(server.advance(&SSL_REQUEST), Ok(Some(refused)));
+        assert_eq!(server.advance(&SSL_REQUEST), Err(PreludeError::Syntax), "once");
     }
 
     #[test]
@@ -163,7 +169,7 @@ mod tests {
     fn a_cancel_request_is_whole_and_alone() {
         let request = message(CANCEL, &[0, 0, 1, 2, 3, 4, 5, 6]);
         assert_eq!(hear(&request).unwrap().unwrap().then, Then::Cancel);
-        assert_eq!(Server::default().advance(&[&request[..], b"x"].concat()), Err(PreludeError::Syntax));
+        assert_eq!(Server::new(true).advance(&[&request[..], b"x"].concat()), Err(PreludeError::Syntax));
         let long = message(CANCEL, &[7; 260]);
         assert_eq!(hear(&long).unwrap().unwrap().then, Then::Cancel);
         assert_eq!(hear(&message(CANCEL, &[7; 261])), Err(PreludeError::Syntax));
@@ -174,7 +180,7 @@ mod tests {
         for bad in [message(2 << 16, b"x"), message(SSL, b"x"), message(3 << 16, &[0; 10_000]), vec![0xff; 8]]
         {
             assert_eq!(
-                Server::default().advance(&bad),
+                Server::new(true).advance(&bad),
                 Err(PreludeError::Syntax),
                 "{}",
                 bad[..8].escape_ascii()

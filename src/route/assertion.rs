@@ -34,13 +34,15 @@ impl TestCase {
     /// The connection that the test stands for.
     pub fn preface(&self) -> Preface {
         match &self.input {
-            TestInput::Hello { sni, alpn, ja4 } => Preface::Tls(Box::new(ClientHello {
+            TestInput::Hello { sni, alpn, ja4, within } => Preface::Tls(Box::new(ClientHello {
                 server_name: sni.clone(),
                 alpn: Alpn::from_names(alpn.iter().map(AsRef::as_ref)),
                 ja4: ja4.clone().map(Box::new),
+                within: *within,
                 records: 1,
                 ..ClientHello::default()
             })),
+            TestInput::Startup(startup) => Preface::Startup(Box::new(startup.clone())),
             TestInput::Protocol(protocol) => Preface::Other(*protocol),
         }
     }
@@ -70,15 +72,21 @@ pub fn check_assertion(case: &TestCase, table: &RouteTable, first_listener: &str
 }
 
 fn holds(expect: &Expectation, decision: &Decision<'_>) -> bool {
+    let mut redirect = false;
     let (route, passthrough, reject) = match decision {
         Decision::Route(route) => match route.action() {
             ActionConfig::Passthrough(passthrough) => (Some(*route), Some(passthrough), None),
+            ActionConfig::Redirect => {
+                redirect = true;
+                (Some(*route), None, None)
+            }
             ActionConfig::Reject(with) => (Some(*route), None, Some(*with)),
         },
         Decision::NoRoute(_, with) => (None, None, Some(*with)),
     };
     let action = match expect.action {
         Some(ExpectedAction::Passthrough) => passthrough.is_some(),
+        Some(ExpectedAction::Redirect) => redirect,
         Some(ExpectedAction::Reject) => reject.is_some(),
         None => true,
     };
@@ -101,6 +109,7 @@ impl fmt::Display for Decision<'_> {
                             write!(f, "{}{addr}", if index == 0 { "" } else { ", " })?;
                         }
                     }
+                    ActionConfig::Redirect => f.write_str("redirect to https")?,
                     ActionConfig::Reject(with) => write!(f, "reject ({with})")?,
                 }
                 write!(f, " by route `{}` ({})", route.config.name, route.config.origin)
@@ -117,6 +126,7 @@ impl fmt::Display for Expectation {
         let mut parts = Vec::new();
         match self.action {
             Some(ExpectedAction::Passthrough) => parts.push("passthrough".to_owned()),
+            Some(ExpectedAction::Redirect) => parts.push("redirect".to_owned()),
             Some(ExpectedAction::Reject) => parts.push("reject".to_owned()),
             None => {}
         }

@@ -62,7 +62,7 @@ fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let lists = limits.allow_files.iter().chain(&limits.deny_files).map(|list| folder(&list.path));
     let of_routes = config.routes.iter().filter_map(|route| match &route.action {
         ActionConfig::Passthrough(passthrough) => Some(&passthrough.upstream),
-        ActionConfig::Reject(_) => None,
+        ActionConfig::Redirect | ActionConfig::Reject(_) => None,
     });
     let upstreams = config.upstreams.iter().chain(of_routes);
     let roots = upstreams.filter_map(|upstream| upstream.health.as_ref()?.check.tls()?.verify.file());

@@ -10,6 +10,7 @@ use super::super::values::RouteName;
 use super::super::{Expectation, ExpectedAction, ListenerConfig, TestCase, TestInput};
 use super::routes::{Routes, find_listener};
 use super::{Input, Output};
+use crate::peek::{Protocol, Startup};
 
 /// What a test is resolved against.
 struct Context<'a> {
@@ -50,6 +51,7 @@ fn case(table: &At<Test>, context: &Context<'_>, out: &mut Output) -> Option<Tes
         None => match &input {
             TestInput::Hello { sni: Some(name), .. } => name.to_string(),
             TestInput::Hello { sni: None, .. } => "no-sni".to_owned(),
+            TestInput::Startup(startup) => format!("protocol:postgres:{}", startup.database),
             TestInput::Protocol(protocol) => format!("protocol:{protocol}"),
         },
     };
@@ -81,18 +83,40 @@ fn test_input(table: &At<Test>, out: &mut Output) -> Option<TestInput> {
             None
         }
         (Some(_), None) => test.hello.given().and_then(|hello| hello_input(&hello.value)),
-        (None, Some(_)) => test.protocol.given().map(|at| TestInput::Protocol(at.value.0)),
+        (None, Some(_)) => plain_input(test, out),
     }
 }
 
+/// A client of another protocol than TLS.
+fn plain_input(test: &Test, out: &mut Output) -> Option<TestInput> {
+    let protocol = test.protocol.given()?;
+    let (database, user) = (&test.database, &test.user);
+    if database.is_bad() || user.is_bad() {
+        return None;
+    }
+    let Some(place) = database.place().or(user.place()) else {
+        return Some(TestInput::Protocol(protocol.value.0));
+    };
+    if protocol.value.0 != Protocol::Postgres {
+        let message = format!("clients of {} ask for no database in clear", protocol.value.0);
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
+        out.report(error.also(&protocol.place, "`protocol` is here").hint("write `protocol = \"postgres\"`"));
+        return None;
+    }
+    let user = user.given().map_or("postgres", |at| at.value.as_str());
+    let database = database.given().map_or(user, |at| at.value.as_str());
+    Some(TestInput::Startup(Startup { database: database.into(), user: user.into() }))
+}
+
 fn hello_input(hello: &Hello) -> Option<TestInput> {
-    if hello.sni.is_bad() || hello.alpn.is_bad() || hello.ja4.is_bad() {
+    if hello.sni.is_bad() || hello.alpn.is_bad() || hello.ja4.is_bad() || hello.within.is_bad() {
         return None;
     }
     Some(TestInput::Hello {
         sni: hello.sni.given().map(|at| at.value.clone()),
         alpn: hello.alpn.values().iter().map(|at| at.value.0.clone()).collect(),
         ja4: hello.ja4.given().map(|at| at.value.clone()),
+        within: hello.within.given().map(|at| at.value.0),
     })
 }
 
@@ -130,7 +154,10 @@ fn check_contradiction(expect: &Expect, out: &mut Output) {
     let (to, reject) = (expect.to.place(), expect.reject.place());
     let action = expect.action.given();
     let is = |wanted: ExpectedAction| action.filter(|at| at.value == wanted).map(|at| &at.place);
-    let pairs = [(to, is(ExpectedAction::Reject)), (reject, is(ExpectedAction::Passthrough)), (to, reject)];
+    let redirected = is(ExpectedAction::Redirect);
+    let rejected =
+        [(to, is(ExpectedAction::Reject)), (reject, is(ExpectedAction::Passthrough)), (to, reject)];
+    let pairs = rejected.into_iter().chain([(to, redirected), (reject, redirected)]);
     for (second, first) in pairs {
         if let (Some(second), Some(first)) = (second, first) {
             let error = ConfigError::new(ErrorKind::Conflict, "a connection that is rejected has no backend");

@@ -8,15 +8,16 @@ use super::super::decode::{At, Setting, quote, similar};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{Route, RouteTimeouts};
 use super::super::overlap::{self, Placed};
+use super::super::protocols::ProtocolWord;
 use super::super::source::Place;
 use super::super::units::duration_text;
-use super::super::values::{AlpnName, ListenerName, ProtocolWord, SniWord, checked_name};
+use super::super::values::{AlpnName, ListenerName, SniWord, checked_name};
 use super::super::{
     ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig, RejectWith,
     RouteConfig, RouteKey, Timeouts, UpstreamConfig,
 };
 use super::upstreams::{self, Upstreams, Written};
-use super::{Input, Output, dynamic, settings, string, strings, transparent};
+use super::{Input, Output, dynamic, inside, settings, string, strings, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::Protocol;
 
@@ -54,6 +55,7 @@ pub(super) fn resolve(
     for error in overlap::check(&placed) {
         out.report(error);
     }
+    inside::check_reachable(&placed, listeners, out);
     let written = input.files.iter().any(|file| file.route.place().is_some());
     if !written && !input.incomplete {
         let error = ConfigError::new(ErrorKind::MissingKey, "there is no route").at(&input.top);
@@ -74,6 +76,7 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     out.check_repeated(route.alpn.values(), alpn_text);
     out.check_repeated(route.ja4.values(), ToString::to_string);
     out.check_repeated(route.from.values(), ToString::to_string);
+    let inside = keys.as_deref().and_then(|keys| inside::resolve(route, keys, out));
     let targets = targets(table, keys.as_deref(), context, out);
     let bad = route.name.is_bad()
         || route.alpn.is_bad()
@@ -83,8 +86,9 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         || route.proxy_protocol.is_bad()
         || route.transparent.is_bad()
         || route.internal.is_bad()
+        || route.redirect.is_bad()
         || route.pool_keys().any_bad();
-    let (keys, listeners, target) = (keys?, listeners?, targets?);
+    let (keys, listeners, inside, target) = (keys?, listeners?, inside?, targets?);
     if bad {
         return None;
     }
@@ -97,6 +101,10 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         alpn: alpn.given().map(|at| at.value.0.iter().map(|alpn| alpn.value.0.clone()).collect()),
         ja4: route.ja4.given().map(|at| at.value.0.iter().map(|ja4| ja4.value.clone()).collect()),
         from: route.from.given().map(|at| at.value.0.iter().map(|net| net.value).collect()),
+        inside: inside.protocols,
+        starttls: inside.starttls,
+        databases: inside.databases,
+        users: inside.users,
     };
     let (keys, places) = keys.into_iter().unzip();
     let origin = table.place.origin();
@@ -117,6 +125,10 @@ fn action(
 ) -> Option<ActionConfig> {
     let route = &table.value;
     Some(match target {
+        Target::Redirect(place) => {
+            out.note(format!("route[{name}].redirect"), string("https"), Some(place));
+            ActionConfig::Redirect
+        }
         Target::Reject(with, place) => {
             out.note(format!("route[{name}].reject"), string(with), Some(place));
             ActionConfig::Reject(with)
@@ -175,12 +187,8 @@ fn any_hello(place: &Place) -> [(RouteKey, Place); 2] {
 }
 
 fn sni_keys(route: &Route, sni: &Place, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
-    let other = route.protocol.values().iter().find(|at| at.value != ProtocolWord::Is(Protocol::Tls));
-    if let Some(other) = other {
-        let message = format!("a route with `sni` matches TLS, and never `{}`", other.value);
-        let error =
-            ConfigError::new(ErrorKind::Conflict, message).at(&other.place).also(sni, "`sni` is here");
-        out.report(error.hint("write a second `[[route]]` for the other protocol"));
+    let words = route.protocol.values();
+    if !words.iter().all(|at| inside::check_word(at, words.len(), sni, out)) {
         return None;
     }
     let key = |word: &SniWord| match word {
@@ -260,10 +268,11 @@ enum Target<'r> {
     To(Vec<(UpstreamAddr, Place)>),
     /// To those of a group that is named.
     Named(Written, &'r Place),
+    Redirect(&'r Place),
     Reject(RejectWith, &'r Place),
 }
 
-/// Exactly one of `to`, `upstream` and `reject`.
+/// Exactly one of `to`, `upstream`, `redirect` and `reject`.
 fn targets<'r>(
     table: &'r At<Route>,
     keys: Option<&[(RouteKey, Place)]>,
@@ -271,8 +280,12 @@ fn targets<'r>(
     out: &mut Output,
 ) -> Option<Target<'r>> {
     let route = &table.value;
-    let all =
-        [("to", route.to.place()), ("upstream", route.upstream.place()), ("reject", route.reject.place())];
+    let all = [
+        ("to", route.to.place()),
+        ("upstream", route.upstream.place()),
+        ("redirect", route.redirect.place()),
+        ("reject", route.reject.place()),
+    ];
     let mut given = all.into_iter().filter_map(|(key, place)| Some((key, place?)));
     let Some((first, place)) = given.next() else {
         let error = ConfigError::new(ErrorKind::MissingKey, "the route leads nowhere").at(&table.place);
@@ -289,6 +302,9 @@ fn targets<'r>(
     }
     if let Some(reject) = route.reject.given() {
         return reject_target(route, reject, keys, out);
+    }
+    if let Some(redirect) = route.redirect.given() {
+        return redirect_target(route, &redirect.place, keys, out);
     }
     if let Some(name) = route.upstream.given() {
         for (key, place) in route.pool_keys().written() {
@@ -309,18 +325,7 @@ fn reject_target<'r>(
     keys: Option<&[(RouteKey, Place)]>,
     out: &mut Output,
 ) -> Option<Target<'r>> {
-    let of_backends = [
-        ("timeouts", route.timeouts.place()),
-        ("proxy_protocol", route.proxy_protocol.place()),
-        ("transparent", route.transparent.place()),
-        ("internal", route.internal.place()),
-    ];
-    let of_backends = of_backends.into_iter().filter_map(|(key, place)| Some((key, place?)));
-    for (key, place) in of_backends.chain(route.pool_keys().written()) {
-        let message = format!("a route that rejects has no `{key}`");
-        let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
-        out.report(error.also(&reject.place, "it rejects here").hint(format!("remove `{key}`")));
-    }
+    without_backends(route, ("rejects", &reject.place), out);
     let without_tls = |keys: &[(RouteKey, Place)]| {
         keys.iter().all(|(key, _)| matches!(key, RouteKey::Protocol(protocol) if *protocol != Protocol::Tls))
     };
@@ -330,6 +335,39 @@ fn reject_target<'r>(
         out.report(error.hint("write `reject = \"close\"`"));
     }
     Some(Target::Reject(reject.value, &reject.place))
+}
+
+fn redirect_target<'r>(
+    route: &'r Route,
+    redirect: &'r Place,
+    keys: Option<&[(RouteKey, Place)]>,
+    out: &mut Output,
+) -> Option<Target<'r>> {
+    without_backends(route, ("redirects", redirect), out);
+    let other = keys?.iter().find(|(key, _)| *key != RouteKey::Protocol(Protocol::Http));
+    if let Some((key, place)) = other {
+        let message = format!("only clients of HTTP can be redirected, and the route matches `{key}`");
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(redirect).also(place, "matched here");
+        out.report(error.hint("write `protocol = \"http\"`"));
+        return None;
+    }
+    Some(Target::Redirect(redirect))
+}
+
+/// A route that refuses or redirects, and what only one with backends can have.
+fn without_backends(route: &Route, (does, at): (&str, &Place), out: &mut Output) {
+    let of_backends = [
+        ("timeouts", route.timeouts.place()),
+        ("proxy_protocol", route.proxy_protocol.place()),
+        ("transparent", route.transparent.place()),
+        ("internal", route.internal.place()),
+    ];
+    let of_backends = of_backends.into_iter().filter_map(|(key, place)| Some((key, place?)));
+    for (key, place) in of_backends.chain(route.pool_keys().written()) {
+        let message = format!("a route that {does} has no `{key}`");
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
+        out.report(error.also(at, format!("it {does} here")).hint(format!("remove `{key}`")));
+    }
 }
 
 fn passthrough(
@@ -388,6 +426,11 @@ fn note_match(name: &str, route: &Route, out: &mut Output) {
     note("alpn", strings(route.alpn.values().iter().map(|at| alpn_text(&at.value))), route.alpn.place());
     note("ja4", strings(route.ja4.values().iter().map(|at| &at.value)), route.ja4.place());
     note("from", strings(route.from.values().iter().map(|at| at.value)), route.from.place());
+    note("database", strings(route.database.values().iter().map(|at| &at.value)), route.database.place());
+    note("user", strings(route.user.values().iter().map(|at| &at.value)), route.user.place());
+    if let Some(at) = route.starttls.given() {
+        note("starttls", at.value.to_string(), Some(&at.place));
+    }
     let listeners = route.listener.values().iter().map(|at| &at.value.0);
     note("listener", strings(listeners), route.listener.place());
 }

@@ -75,7 +75,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
             unknown_protocol: policy(
                 "unknown_protocol",
                 |file| &file.unknown_protocol,
-                RejectWith::Close,
+                RejectWith::Answer,
                 input,
                 out,
             ),
