@@ -10,7 +10,16 @@
 
 use crate::peek::{Protocol, ServerName, Startup};
 
+mod ftp;
+mod imap;
+mod ldap;
+mod lines;
+mod pop3;
 mod postgres;
+mod sieve;
+mod smtp;
+mod xml;
+mod xmpp;
 
 /// What a client may say in clear in all, in bytes: a command or two.
 pub const MAX_BYTES: usize = 8192;
@@ -38,6 +47,13 @@ pub struct Prelude {
 #[derive(Debug)]
 enum Side {
     Postgres(postgres::Server),
+    Smtp(smtp::Server),
+    Imap(imap::Server),
+    Pop3(pop3::Server),
+    Sieve(sieve::Server),
+    Ftp(ftp::Server),
+    Ldap,
+    Xmpp(xmpp::Server),
 }
 
 /// A message of a client.
@@ -89,6 +105,13 @@ pub struct Replay {
 #[derive(Debug)]
 enum Player {
     Postgres,
+    Smtp(smtp::Client),
+    Imap(imap::Client),
+    Pop3(pop3::Client),
+    Sieve(sieve::Client),
+    Ftp(ftp::Client),
+    Ldap,
+    Xmpp(xmpp::Client),
 }
 
 /// A message of a backend.
@@ -118,9 +141,17 @@ pub enum ReplayError {
 
 impl Prelude {
     /// The prelude of `protocol`, if it has one; `tls` is whether TLS may be begun, without which only PostgreSQL has one.
-    pub fn new(protocol: Protocol, _greeting: &Greeting, tls: bool) -> Option<Self> {
+    pub fn new(protocol: Protocol, greeting: &Greeting, tls: bool) -> Option<Self> {
+        let name = &greeting.name;
         let side = match protocol {
             Protocol::Postgres => Side::Postgres(postgres::Server::new(tls)),
+            Protocol::Smtp => Side::Smtp(smtp::Server::new(name)),
+            Protocol::Imap => Side::Imap(imap::Server::new(name)),
+            Protocol::Pop3 => Side::Pop3(pop3::Server::new(name)),
+            Protocol::Sieve => Side::Sieve(sieve::Server::new(name)),
+            Protocol::Ftp => Side::Ftp(ftp::Server::new(name)),
+            Protocol::Ldap => Side::Ldap,
+            Protocol::Xmpp => Side::Xmpp(xmpp::Server::new(name)),
             _ => return None,
         };
         Some(Self { protocol, side, heard: 0 })
@@ -134,7 +165,12 @@ impl Prelude {
     /// What is said first of all; empty where clients speak first.
     pub fn opening(&self) -> Vec<u8> {
         match &self.side {
-            Side::Postgres(_) => Vec::new(),
+            Side::Postgres(_) | Side::Ldap | Side::Xmpp(_) => Vec::new(),
+            Side::Smtp(server) => server.opening(),
+            Side::Imap(server) => server.opening(),
+            Side::Pop3(server) => server.opening(),
+            Side::Sieve(server) => server.opening(),
+            Side::Ftp(server) => server.opening(),
         }
     }
 
@@ -145,6 +181,13 @@ impl Prelude {
     pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
         let heard = match &mut self.side {
             Side::Postgres(server) => server.advance(bytes)?,
+            Side::Smtp(server) => server.advance(bytes)?,
+            Side::Imap(server) => server.advance(bytes)?,
+            Side::Pop3(server) => server.advance(bytes)?,
+            Side::Sieve(server) => server.advance(bytes)?,
+            Side::Ftp(server) => server.advance(bytes)?,
+            Side::Ldap => ldap::hear(bytes)?,
+            Side::Xmpp(server) => server.advance(bytes)?,
         };
         let Some(heard) = heard else {
             return if bytes.len() >= MAX_BYTES { Err(PreludeError::TooMuch) } else { Ok(None) };
@@ -162,7 +205,14 @@ impl Prelude {
     /// The server that the client named in clear, where it did (XMPP).
     pub fn server_name(&self) -> Option<&ServerName> {
         match &self.side {
-            Side::Postgres(_) => None,
+            Side::Xmpp(server) => server.server_name(),
+            Side::Postgres(_)
+            | Side::Smtp(_)
+            | Side::Imap(_)
+            | Side::Pop3(_)
+            | Side::Sieve(_)
+            | Side::Ftp(_)
+            | Side::Ldap => None,
         }
     }
 
@@ -170,6 +220,13 @@ impl Prelude {
     pub fn replay(&self) -> Replay {
         let side = match &self.side {
             Side::Postgres(_) => Player::Postgres,
+            Side::Smtp(server) => Player::Smtp(server.replay()),
+            Side::Imap(_) => Player::Imap(imap::Client::default()),
+            Side::Pop3(_) => Player::Pop3(pop3::Client::default()),
+            Side::Sieve(_) => Player::Sieve(sieve::Client::default()),
+            Side::Ftp(_) => Player::Ftp(ftp::Client::default()),
+            Side::Ldap => Player::Ldap,
+            Side::Xmpp(server) => Player::Xmpp(server.replay()),
         };
         Replay { side }
     }
@@ -180,6 +237,11 @@ impl Replay {
     pub fn opening(&self) -> Vec<u8> {
         match &self.side {
             Player::Postgres => postgres::SSL_REQUEST.to_vec(),
+            Player::Smtp(_) | Player::Imap(_) | Player::Pop3(_) | Player::Sieve(_) | Player::Ftp(_) => {
+                Vec::new()
+            }
+            Player::Ldap => ldap::request(),
+            Player::Xmpp(client) => client.opening(),
         }
     }
 
@@ -190,6 +252,13 @@ impl Replay {
     pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<Told>, ReplayError> {
         let told = match &mut self.side {
             Player::Postgres => postgres::told(bytes)?,
+            Player::Smtp(client) => client.advance(bytes)?,
+            Player::Imap(client) => client.advance(bytes)?,
+            Player::Pop3(client) => client.advance(bytes)?,
+            Player::Sieve(client) => client.advance(bytes)?,
+            Player::Ftp(client) => client.advance(bytes)?,
+            Player::Ldap => ldap::told(bytes)?,
+            Player::Xmpp(client) => client.advance(bytes)?,
         };
         match told {
             Some(told) if told.ready && bytes.len() > told.len => Err(ReplayError::Injection),
@@ -198,3 +267,6 @@ impl Replay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
