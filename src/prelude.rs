@@ -16,10 +16,13 @@ mod ldap;
 mod lines;
 mod pop3;
 mod postgres;
+mod refusal;
 mod sieve;
 mod smtp;
 mod xml;
 mod xmpp;
+
+pub use refusal::{Why, refusal};
 
 /// What a client may say in clear in all, in bytes: a command or two.
 pub const MAX_BYTES: usize = 8192;

@@ -11,8 +11,11 @@ mod code {
     pub(super) const SUCCESS: u8 = 0;
     pub(super) const PROTOCOL_ERROR: u8 = 2;
     pub(super) const UNAVAILABLE_CRITICAL_EXTENSION: u8 = 12;
-    pub(super) const CONFIDENTIALITY_REQUIRED: u8 = 13;
+    pub(in crate::prelude) const CONFIDENTIALITY_REQUIRED: u8 = 13;
+    pub(in crate::prelude) const UNAVAILABLE: u8 = 52;
+    pub(in crate::prelude) const UNWILLING_TO_PERFORM: u8 = 53;
 }
+pub(super) use code::{CONFIDENTIALITY_REQUIRED, UNAVAILABLE, UNWILLING_TO_PERFORM};
 
 /// Tags of BER (X.690), and of operations (§4.2 to §4.12).
 mod tag {
@@ -81,11 +84,7 @@ pub(super) fn hear(bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
         operation => match tag::response(operation) {
             Some(tag) => {
                 let text = "StartTLS is required first";
-                heard(
-                    message.len,
-                    response(message.id, tag, code::CONFIDENTIALITY_REQUIRED, text, b""),
-                    Then::GoOn,
-                )
+                heard(message.len, response(message.id, tag, CONFIDENTIALITY_REQUIRED, text, b""), Then::GoOn)
             }
             None => heard(message.len, notice(code::PROTOCOL_ERROR, "no such operation"), Then::Close),
         },
@@ -105,7 +104,7 @@ fn extended(message: &Message<'_>) -> (u8, &'static str) {
             }
         }
         Ok(Some(name)) if name.tag == tag::REQUEST_NAME => {
-            (code::CONFIDENTIALITY_REQUIRED, "StartTLS is required first")
+            (CONFIDENTIALITY_REQUIRED, "StartTLS is required first")
         }
         Ok(_) | Err(NotLdap) => (code::PROTOCOL_ERROR, "no extended request"),
     }
@@ -143,6 +142,17 @@ pub(super) fn told(bytes: &[u8]) -> Result<Option<Told>, ReplayError> {
         ([1], tag::ENUMERATED, [code::SUCCESS]) => ready(message.len),
         ([0 | 1], tag::ENUMERATED, [_, ..]) => Err(ReplayError::Refused),
         _ => Err(ReplayError::Syntax),
+    }
+}
+
+/// What a client is told instead of a response to the request it sent, or unasked.
+pub(super) fn refusal(said: &[u8], code: u8, text: &str) -> Vec<u8> {
+    match message(said) {
+        Ok(Some(message)) if message.id != [0] => match tag::response(message.operation.tag) {
+            Some(tag) => response(message.id, tag, code, text, b""),
+            None => notice(code, text),
+        },
+        Ok(_) | Err(NotLdap) => notice(code, text),
     }
 }
 
@@ -304,7 +314,7 @@ mod tests {
             heard.reply[9]
         };
         assert_eq!(code(&start_tls(&[1], b"\x81\x01x", b"")), code::PROTOCOL_ERROR);
-        assert_eq!(code(&simple(1, b"\x77\x06\x80\x041.23")), code::CONFIDENTIALITY_REQUIRED);
+        assert_eq!(code(&simple(1, b"\x77\x06\x80\x041.23")), CONFIDENTIALITY_REQUIRED);
         assert_eq!(code(&simple(1, b"\x77\x00")), code::PROTOCOL_ERROR);
         let critical = b"\xa0\x0a\x30\x08\x04\x031.2\x01\x01\xff";
         assert_eq!(code(&start_tls(&[1], b"", critical)), code::UNAVAILABLE_CRITICAL_EXTENSION);
@@ -345,7 +355,7 @@ mod tests {
         replays_bytes(Ldap, &[], OPENLDAP, &[], b"\x30\x0c\x02\x01\x01\x78\x07\x0a\x01\x00\x04\x00\x04\x00");
         for (bad, error) in [
             (&b"\x30\x0c\x02\x01\x01\x78\x07\x0a\x01\x02\x04\x00\x04\x00"[..], ReplayError::Refused),
-            (&notice(52, "gone"), ReplayError::Refused),
+            (&notice(UNAVAILABLE, "gone"), ReplayError::Refused),
             (b"\x30\x0c\x02\x01\x00\x78\x07\x0a\x01\x00\x04\x00\x04\x00", ReplayError::Refused),
             (b"\x30\x0c\x02\x01\x02\x78\x07\x0a\x01\x00\x04\x00\x04\x00", ReplayError::Syntax),
             (b"\x30\x0c\x02\x01\x01\x61\x07\x0a\x01\x00\x04\x00\x04\x00", ReplayError::Syntax),
@@ -354,6 +364,15 @@ mod tests {
             (&[SUCCESS, b"x"].concat(), ReplayError::Injection),
         ] {
             refuses(Ldap, &[], &[], bad, error);
+        }
+    }
+
+    #[test]
+    fn a_refusal_answers_what_was_asked() {
+        let bind = simple(7, b"\x60\x07\x02\x01\x03\x04\x00\x80\x00");
+        assert!(refusal(&bind, UNAVAILABLE, "x").starts_with(b"\x30\x0d\x02\x01\x07\x61\x08\x0a\x01\x34"));
+        for other in [&b""[..], b"\x30", b"x", &simple(7, b"\x42\x00")] {
+            assert_eq!(refusal(other, UNAVAILABLE, "x"), notice(UNAVAILABLE, "x"));
         }
     }
 }

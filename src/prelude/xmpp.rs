@@ -184,6 +184,18 @@ fn error(condition: &str, text: &str) -> String {
     format!("<stream:error><{condition} xmlns='{NAMESPACE}'/>{text}</stream:error>{END}")
 }
 
+/// What a client is told whose stream ends; with the beginning of one, when what it `said` was its own (§4.9.1.2).
+pub(super) fn refusal(said: &[u8], condition: &str, text: &str) -> Vec<u8> {
+    let beginning = match header(said) {
+        Ok(Some((tag, _))) => {
+            let Header { talk, to, from } = Header::read(&tag).0;
+            Header { talk, to: from, from: to }.write(&format!(" id='{:016x}'", stream_id()))
+        }
+        Ok(None) | Err(NotXml) => String::new(),
+    };
+    (beginning + &error(condition, text)).into()
+}
+
 /// A client that wants TLS.
 #[derive(Debug)]
 pub(super) struct Client {
