@@ -12,6 +12,7 @@ use crate::config::{ActionConfig, RejectWith};
 use crate::guard::ConnPermit;
 use crate::net::{Socket, Timer};
 use crate::peek::Preface;
+use crate::prelude::Why;
 use crate::route::{Decision, Query, RouteId};
 use crate::snapshot::{Beginnings, Snapshot};
 
@@ -139,7 +140,10 @@ async fn proceed<'a>(
             Err(Termination::REDIRECTED)
         }
         Err(Refused { with, why }) => {
-            let refusal = with.for_client(&preface, why);
+            let tls =
+                snapshot.beginnings(&listener.name).is_some_and(|it| it.leads_to_tls(preface.protocol()));
+            let words = if tls { Why::TlsRequired } else { Why::NoRoute };
+            let refusal = with.for_client(&preface, (words, &client.said), why);
             refuse::refuse(client.stream, refusal, record, &cx.scratch, timer).await;
             Err(why)
         }
@@ -165,9 +169,10 @@ enum With {
 }
 
 impl With {
-    fn for_client(self, preface: &Preface, why: Termination) -> Refusal {
+    /// What such a client sees that is refused with these words for what it said.
+    fn for_client(self, preface: &Preface, words: (Why, &[u8]), why: Termination) -> Refusal {
         match self {
-            Self::Policy(with) => Refusal::new(with, preface, why),
+            Self::Policy(with) => Refusal::new(with, preface, words, why),
             Self::Limit(refusal) => refusal,
         }
     }

@@ -193,10 +193,15 @@ impl Beginnings {
         }
     }
 
+    /// Whether TLS may begin within the protocol.
+    pub fn leads_to_tls(&self, protocol: Protocol) -> bool {
+        self.within.contains(&protocol)
+    }
+
     /// What is spoken with a client of this protocol until it begins TLS, or says what it wants in clear; `None` when it is passed
     /// on as it is.
     pub fn prelude(&self, protocol: Protocol) -> Option<Prelude> {
-        let tls = self.within.contains(&protocol);
+        let tls = self.leads_to_tls(protocol);
         (tls || (self.startups && protocol == Protocol::Postgres))
             .then(|| Prelude::new(protocol, &self.greeting, tls))
             .flatten()

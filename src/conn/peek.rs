@@ -18,7 +18,7 @@ use super::refuse::{Refusal, alert, refuse};
 use super::termination::Termination;
 use crate::net::{Moment, Scratch, Socket, Timer};
 use crate::peek::{Detector, HelloError, Preface, Protocol};
-use crate::prelude::PreludeError;
+use crate::prelude::{PreludeError, Why};
 use crate::snapshot::{Beginnings, Snapshot};
 
 /// How much and how long to read.
@@ -230,7 +230,7 @@ impl PeekError {
             Self::Timeout | Self::Closed | Self::Reset | Self::Unwatched => Refusal::Close,
             // Nothing of it stays behind, in the kernel neither.
             Self::NoRoom => Refusal::Reset,
-            Self::Prelude(..) => Refusal::Close,
+            Self::Prelude(protocol, _) => Refusal::in_words(*protocol, Why::NoRoute, b""),
             // It may have been told something that must not be taken away again.
             Self::Left => Refusal::Answer(Cow::Borrowed(b"")),
             Self::Hello(HelloError::ProxyHeader) => Refusal::Close,

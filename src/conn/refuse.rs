@@ -13,6 +13,7 @@ use super::termination::Termination;
 use crate::config::RejectWith;
 use crate::net::{Direction, Meter, Scratch, Socket, Timer, hide_close, reset_on_close};
 use crate::peek::{Preface, Protocol};
+use crate::prelude::{self, Why};
 
 /// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
 /// would reset the connection and take what it is told away before it is read.
@@ -67,24 +68,36 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// What `with` means for such a client that is refused for this reason.
-    pub(super) fn new(with: RejectWith, preface: &Preface, why: Termination) -> Self {
+    /// What `with` means for such a client that is refused for this reason: in clear with these words for what it said.
+    pub(super) fn new(
+        with: RejectWith,
+        preface: &Preface,
+        (words, said): (Why, &[u8]),
+        why: Termination,
+    ) -> Self {
         let tls = preface.hello().is_some();
         match with {
             RejectWith::Answer | RejectWith::Alert if tls => Self::Alert(why.alert()),
-            RejectWith::Answer => Self::in_words(preface.protocol()),
+            RejectWith::Answer => Self::in_words(preface.protocol(), words, said),
             RejectWith::Alert | RejectWith::Close => Self::Close,
             RejectWith::Reset => Self::Reset,
             RejectWith::Drop => Self::Drop,
         }
     }
 
-    /// What a client is told in clear whose protocol is served to nobody here.
-    fn in_words(protocol: Protocol) -> Self {
+    /// What a client of the protocol that has `said` so much is told in clear.
+    pub(super) fn in_words(protocol: Protocol, why: Why, said: &[u8]) -> Self {
         match protocol {
+            Protocol::Http if why == Why::NoBackend => {
+                let head = said.starts_with(b"HEAD ");
+                Self::Answer(Cow::Borrowed(if head { unavailable::HEAD } else { unavailable::WHOLE }))
+            }
             Protocol::Http => Self::Answer(Cow::Borrowed(NOT_HERE)),
             Protocol::H2c => Self::Answer(Cow::Borrowed(GO_AWAY)),
-            _ => Self::Close,
+            protocol => match prelude::refusal(protocol, why, said) {
+                words if words.is_empty() => Self::Close,
+                words => Self::Answer(words),
+            },
         }
     }
 
@@ -93,12 +106,7 @@ impl Refusal {
         if preface.hello().is_some() {
             return Self::Alert(alert::INTERNAL_ERROR);
         }
-        match preface.protocol() {
-            Protocol::H2c => Self::Answer(Cow::Borrowed(GO_AWAY)),
-            Protocol::Http if said.starts_with(b"HEAD ") => Self::Answer(Cow::Borrowed(unavailable::HEAD)),
-            Protocol::Http => Self::Answer(Cow::Borrowed(unavailable::WHOLE)),
-            _ => Self::Close,
-        }
+        Self::in_words(preface.protocol(), Why::NoBackend, said)
     }
 }
 
