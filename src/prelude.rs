@@ -143,11 +143,11 @@ pub enum ReplayError {
 }
 
 impl Prelude {
-    /// The prelude of `protocol`, if it has one; `tls` is whether TLS may be begun, without which only PostgreSQL has one.
-    pub fn new(protocol: Protocol, greeting: &Greeting, tls: bool) -> Option<Self> {
+    /// The prelude of `protocol`, if it has one.
+    pub fn new(protocol: Protocol, greeting: &Greeting) -> Option<Self> {
         let name = &greeting.name;
         let side = match protocol {
-            Protocol::Postgres => Side::Postgres(postgres::Server::new(tls)),
+            Protocol::Postgres => Side::Postgres(postgres::Server::default()),
             Protocol::Smtp => Side::Smtp(smtp::Server::new(name)),
             Protocol::Imap => Side::Imap(imap::Server::new(name)),
             Protocol::Pop3 => Side::Pop3(pop3::Server::new(name)),
@@ -158,6 +158,11 @@ impl Prelude {
             _ => return None,
         };
         Some(Self { protocol, side, heard: 0 })
+    }
+
+    /// The prelude of PostgreSQL where clients are told that there is no TLS, and say what they want in clear.
+    pub fn of_postgres_in_clear() -> Self {
+        Self { protocol: Protocol::Postgres, side: Side::Postgres(postgres::Server::in_clear()), heard: 0 }
     }
 
     /// The protocol.

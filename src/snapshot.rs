@@ -201,10 +201,10 @@ impl Beginnings {
     /// What is spoken with a client of this protocol until it begins TLS, or says what it wants in clear; `None` when it is passed
     /// on as it is.
     pub fn prelude(&self, protocol: Protocol) -> Option<Prelude> {
-        let tls = self.leads_to_tls(protocol);
-        (tls || (self.startups && protocol == Protocol::Postgres))
-            .then(|| Prelude::new(protocol, &self.greeting, tls))
-            .flatten()
+        if self.leads_to_tls(protocol) {
+            return Prelude::new(protocol, &self.greeting);
+        }
+        (self.startups && protocol == Protocol::Postgres).then(Prelude::of_postgres_in_clear)
     }
 }
 

@@ -14,17 +14,17 @@ const MAJOR: u32 = 3;
 const MAX_LENGTH: usize = 10_000;
 
 /// A server that has one answer left for each kind of encryption.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Server {
-    /// Whether it begins TLS when it is asked to.
-    tls: bool,
+    /// Whether it says no when it is asked for TLS.
+    in_clear: bool,
     ssl: bool,
     gss: bool,
 }
 
 impl Server {
-    pub(super) fn new(tls: bool) -> Self {
-        Self { tls, ssl: false, gss: false }
+    pub(super) fn in_clear() -> Self {
+        Self { in_clear: true, ..Self::default() }
     }
 
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
@@ -37,7 +37,7 @@ impl Server {
             SSL | GSSENC if len == 8 && bytes.len() > len => Err(PreludeError::Injection),
             SSL if len == 8 && !self.ssl => {
                 self.ssl = true;
-                if self.tls { heard(b"S", Then::StartTls) } else { heard(b"N", Then::GoOn) }
+                if self.in_clear { heard(b"N", Then::GoOn) } else { heard(b"S", Then::StartTls) }
             }
             GSSENC if len == 8 && !self.gss => {
                 self.gss = true;
@@ -106,8 +106,8 @@ mod tests {
 
     /// The same however it is cut.
     fn hear(bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
-        let whole = Server::new(true).advance(bytes);
-        let mut server = Server::new(true);
+        let whole = Server::default().advance(bytes);
+        let mut server = Server::default();
         for len in 0..bytes.len() {
             match server.advance(&bytes[..len]) {
                 Ok(None) => {}
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn encryption_is_offered_by_tls_alone() {
-        let mut server = Server::new(true);
+        let mut server = Server::default();
         let refused = Heard { len: 8, reply: b"N".to_vec(), then: Then::GoOn };
         assert_eq!(server.advance(&message(GSSENC, b"")), Ok(Some(refused)));
         let begun = Heard { len: 8, reply: b"S".to_vec(), then: Then::StartTls };
@@ -128,12 +128,12 @@ mod tests {
         assert_eq!(server.advance(&SSL_REQUEST), Err(PreludeError::Syntax), "once");
         assert_eq!(message(SSL, b""), SSL_REQUEST);
         let early = [message(GSSENC, b""), SSL_REQUEST.to_vec()].concat();
-        assert_eq!(Server::new(true).advance(&early), Err(PreludeError::Injection));
+        assert_eq!(Server::default().advance(&early), Err(PreludeError::Injection));
     }
 
     #[test]
     fn without_tls_none_is_begun() {
-        let mut server = Server::new(false);
+        let mut server = Server::in_clear();
         let refused = Heard { len: 8, reply: b"N".to_vec(), then: Then::GoOn };
         assert_eq!(server.advance(&SSL_REQUEST), Ok(Some(refused)));
         assert_eq!(server.advance(&SSL_REQUEST), Err(PreludeError::Syntax), "once");
@@ -169,7 +169,7 @@ mod tests {
     fn a_cancel_request_is_whole_and_alone() {
         let request = message(CANCEL, &[0, 0, 1, 2, 3, 4, 5, 6]);
         assert_eq!(hear(&request).unwrap().unwrap().then, Then::Cancel);
-        assert_eq!(Server::new(true).advance(&[&request[..], b"x"].concat()), Err(PreludeError::Syntax));
+        assert_eq!(Server::default().advance(&[&request[..], b"x"].concat()), Err(PreludeError::Syntax));
         let long = message(CANCEL, &[7; 260]);
         assert_eq!(hear(&long).unwrap().unwrap().then, Then::Cancel);
         assert_eq!(hear(&message(CANCEL, &[7; 261])), Err(PreludeError::Syntax));
@@ -180,7 +180,7 @@ mod tests {
         for bad in [message(2 << 16, b"x"), message(SSL, b"x"), message(3 << 16, &[0; 10_000]), vec![0xff; 8]]
         {
             assert_eq!(
-                Server::new(true).advance(&bad),
+                Server::default().advance(&bad),
                 Err(PreludeError::Syntax),
                 "{}",
                 bad[..8].escape_ascii()

@@ -51,6 +51,7 @@ mod network;
 mod observe;
 mod passthrough;
 mod pipe_memory;
+mod postgres_by_name;
 mod proxy_headers_out;
 mod proxy_protocol;
 mod relay;

@@ -14,6 +14,7 @@ pub(crate) mod pattern;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod proxy;
+pub(crate) mod secured;
 pub(crate) mod servers;
 pub(crate) mod sni;
 pub(crate) mod stub_dns;

@@ -19,7 +19,7 @@ const START: Duration = Duration::from_secs(20);
 /// A log of 96 MB is written for each server otherwise.
 const SMALL_LOG: &str = "--innodb-log-file-size=4M";
 /// The user `nobody` of Debian, for servers that refuse to be root.
-const NOBODY: u32 = 65534;
+pub(crate) const NOBODY: u32 = 65534;
 
 /// A running server; killed when dropped.
 #[derive(Debug)]
@@ -54,6 +54,11 @@ pub(crate) struct Web;
 
 impl Postgres {
     pub(crate) fn start() -> Server {
+        Self::with(|_| Vec::new())
+    }
+
+    /// The same with further settings, for which files may be put into its folder.
+    pub(crate) fn with(settings: impl FnOnce(&Path) -> Vec<String>) -> Server {
         let bin = postgres_programs();
         let dir = own_folder();
         let data = dir.path().join("data");
@@ -63,9 +68,10 @@ impl Postgres {
         let addr = address();
         let mut words = self::words(&[&bin.join("postgres"), Path::new("-D"), &data]);
         words.extend(["-p".to_owned(), addr.port().to_string()]);
-        let settings =
+        let usual =
             ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=20"];
-        words.extend(settings.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]));
+        let all = usual.into_iter().map(str::to_owned).chain(settings(dir.path()));
+        words.extend(all.flat_map(|setting| ["-c".to_owned(), setting]));
         Server::start(dir, words, "postgresql", Some("ready to accept connections"), addr)
     }
 }
