@@ -1,12 +1,27 @@
 //! What the first bytes of a connection are: sans-io detection of the protocol and, for TLS, the ClientHello.
 
+mod amqp;
 mod client_hello;
 mod cursor;
 mod detect;
+mod dns;
 mod extension;
+mod http;
 mod ja4;
+mod ldap;
+mod mail;
+mod mqtt;
+mod openvpn;
+mod postgres;
 mod protocol;
+mod rdp;
+mod redis;
+#[cfg(test)]
+mod samples;
 mod server_name;
+mod socks;
+mod ssh;
+mod xmpp;
 
 pub use client_hello::{Alpn, Assembled, ClientHello, HelloError, HelloReader};
 pub use detect::Detector;

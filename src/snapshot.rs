@@ -64,6 +64,8 @@ pub struct Snapshot {
 pub struct Beginnings {
     /// How long a client may stay silent until that counts as a protocol of its own; `None` when no route cares.
     pub silent_after: Option<Duration>,
+    /// How long a client may pause until what it has sent is all that it is known by.
+    pub pause: Option<Duration>,
     /// The protocol whose servers speak first that is spoken here, by clients that say nothing for so long.
     pub server_first: Option<(Protocol, Duration)>,
     /// Protocols within which TLS may begin.
@@ -186,6 +188,7 @@ impl Beginnings {
                 Some((_, after)) => Some(after),
                 None => table.wants_silence(&listener.name).then_some(listener.silent_after),
             },
+            pause: Some(listener.silent_after),
             server_first: listener.server_first,
             within: Protocol::ALL.into_iter().filter(led).collect(),
             startups: config.routes.iter().any(|route| route.wants_startup(&listener.name)),

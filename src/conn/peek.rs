@@ -29,6 +29,8 @@ pub(super) struct Limits {
     ja4: bool,
     /// How long a client has to send something until it counts as silent; `None` when no route is for such clients.
     silent_after: Option<Duration>,
+    /// How long a client may pause until what it has sent is all that it is known by.
+    settled_after: Duration,
 }
 
 /// Why no preface came of it.
@@ -66,6 +68,7 @@ impl Limits {
             hello_by,
             ja4: snapshot.wants_ja4,
             silent_after: beginnings.silent_after,
+            settled_after: beginnings.pause.unwrap_or(snapshot.timeouts.hello),
         }
     }
 
@@ -77,7 +80,8 @@ impl Limits {
 
 /// Reads into the `first` bytes, which hold what is there already, until they tell what the connection is: the hello and
 /// whatever came with it, to be passed on first. The deadline is absolute: bytes do not renew it. Nothing is held for a
-/// client that has sent nothing.
+/// client that has sent nothing. What may still become several things is what the detector makes of it once the client
+/// pauses, or sends no more: it may be waiting for an answer.
 pub(super) async fn read_preface(
     stream: &mut Socket,
     first: First<'_, '_>,
@@ -95,14 +99,20 @@ pub(super) async fn read_preface(
         if !held.grow_to(bytes.capacity()) {
             return Err(PeekError::NoRoom);
         }
-        let until = silent_at.filter(|_| bytes.is_empty()).unwrap_or(limits.hello_by);
+        let settled = detector.settle(bytes);
+        let until = match &settled {
+            _ if bytes.is_empty() => silent_at.unwrap_or(limits.hello_by),
+            Some(_) => limits.hello_by.min(timer.now() + limits.settled_after),
+            None => limits.hello_by,
+        };
         let room = limits.max_hello.saturating_sub(bytes.len());
-        match timer.timeout_at(until, read_more(stream, bytes, scratch, room)).await {
-            Some(read) => read?,
-            None if bytes.is_empty() && silent_at.is_some() => {
+        match (timer.timeout_at(until, read_more(stream, bytes, scratch, room)).await, settled) {
+            (Some(Err(PeekError::Closed)) | None, Some(settled)) => return Ok(settled),
+            (Some(read), _) => read?,
+            (None, None) if bytes.is_empty() && silent_at.is_some() => {
                 return Ok(Preface::Other(Protocol::Silent));
             }
-            None => return Err(PeekError::Timeout),
+            (None, None) => return Err(PeekError::Timeout),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Reading TLS presentation language (RFC 8446 §3): big-endian integers and length-prefixed vectors.
+//! Reading TLS presentation language (RFC 8446 §3), and whatever else is made of big-endian integers and
+//! length-prefixed vectors.
 
 /// The bytes not read yet. Every read gives `None` at the end and never panics.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +12,10 @@ impl<'a> Cursor<'a> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.0
     }
 
     pub(super) fn take(&mut self, len: usize) -> Option<&'a [u8]> {

@@ -1,43 +1,71 @@
 //! One incremental detector for everything that may arrive on a port.
 
 use super::client_hello::{ClientHello, HelloError, HelloReader};
-use super::{Preface, Protocol};
+use super::{
+    Preface, Protocol, amqp, dns, http, ldap, mail, mqtt, openvpn, postgres, rdp, redis, socks, ssh, xmpp,
+};
 use crate::net::Opening;
 
-/// Request methods that begin an HTTP/1 request: RFC 9110 §9, RFC 5789, and the WebDAV family. A closed list, because
-/// other line protocols begin with capital letters too.
-const METHODS: [&[u8]; 17] = [
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"DELETE ",
-    b"CONNECT ",
-    b"OPTIONS ",
-    b"TRACE ",
-    b"PATCH ",
-    b"PROPFIND ",
-    b"PROPPATCH ",
-    b"MKCOL ",
-    b"COPY ",
-    b"MOVE ",
-    b"LOCK ",
-    b"UNLOCK ",
-    b"REPORT ",
-];
-/// What the preface of HTTP/2 begins with (RFC 9113 §3.4).
-const H2C: [&[u8]; 1] = [b"PRI "];
-const SSH: [&[u8]; 1] = [b"SSH-"];
 /// The bytes by which a TLS connection is known for good: a handshake record of major version 3. From there
 /// on bad bytes are a bad hello and never another protocol.
 const TLS: [&[u8]; 1] = [&[22, 3]];
 
+/// What is looked for beside TLS. Three rules make the verdict one of the bytes and not of how they were cut:
+///
+/// - once a detector has said `Is` or `No`, more bytes change nothing;
+/// - no bytes are `Is` for two of them, so that one that needs more never holds back another's `Is`;
+/// - none takes a first byte of 22, nor what a PROXY header begins with.
+///
+/// Servers of MySQL, FTP and ManageSieve speak first, and their clients have nothing to say before.
+pub(super) const DETECTORS: [Detection; 16] = [
+    Detection::of(Protocol::Http, http::step),
+    Detection::of(Protocol::H2c, http::h2c),
+    Detection::of(Protocol::Ssh, ssh::step),
+    Detection::of(Protocol::Postgres, postgres::step),
+    Detection::of(Protocol::Smtp, mail::smtp),
+    Detection::of(Protocol::Imap, mail::imap),
+    Detection::of(Protocol::Pop3, mail::pop3),
+    Detection::of(Protocol::Ldap, ldap::step),
+    Detection::of(Protocol::Xmpp, xmpp::step),
+    Detection::of(Protocol::Mqtt, mqtt::step),
+    Detection::of(Protocol::Amqp, amqp::step),
+    Detection::of(Protocol::Redis, redis::step),
+    Detection::of(Protocol::Dns, dns::step),
+    Detection::of(Protocol::Openvpn, openvpn::step),
+    Detection::of(Protocol::Rdp, rdp::step),
+    Detection::of(Protocol::Socks, socks::step),
+];
+
+/// A protocol, and how its first bytes are known.
+#[derive(Clone, Copy)]
+pub(super) struct Detection {
+    pub(super) protocol: Protocol,
+    pub(super) step: fn(&[u8]) -> Step,
+}
+
 /// One step of a detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     NeedMore,
     Is,
     No,
+}
+
+impl Detection {
+    const fn of(protocol: Protocol, step: fn(&[u8]) -> Step) -> Self {
+        Self { protocol, step }
+    }
+}
+
+impl Step {
+    /// What it is once enough was there to see whether it `is`.
+    pub(super) fn of(is: Option<bool>) -> Self {
+        match is {
+            None => Self::NeedMore,
+            Some(true) => Self::Is,
+            Some(false) => Self::No,
+        }
+    }
 }
 
 /// Finds out what a connection is from its first bytes, however they are cut.
@@ -71,27 +99,40 @@ impl Detector {
             let assembled = reader.advance(bytes, self.max_hello)?;
             return Ok(assembled.map(|assembled| Preface::Tls(Box::new(assembled.hello))));
         }
+        match begins_with(bytes, &TLS) {
+            Step::Is => {
+                self.tls = Some(HelloReader::default().with_ja4(self.ja4));
+                return self.advance(bytes);
+            }
+            Step::NeedMore => return Ok(None),
+            Step::No => {}
+        }
         match Opening::of(bytes) {
             // A backend that trusts this proxy would believe it.
             Opening::Header => return Err(HelloError::ProxyHeader),
             Opening::NeedMore => return Ok(None),
             Opening::Other => {}
         }
-        let steps = [
-            (begins_with(bytes, &TLS), Protocol::Tls),
-            (begins_with(bytes, &METHODS), Protocol::Http),
-            (begins_with(bytes, &H2C), Protocol::H2c),
-            (begins_with(bytes, &SSH), Protocol::Ssh),
-        ];
-        match steps.iter().find(|(step, _)| *step == Step::Is) {
-            Some((_, Protocol::Tls)) => {
-                self.tls = Some(HelloReader::default().with_ja4(self.ja4));
-                self.advance(bytes)
+        let mut undecided = false;
+        for Detection { protocol, step } in DETECTORS {
+            match step(bytes) {
+                Step::Is => return Ok(Some(Preface::Other(protocol))),
+                Step::NeedMore => undecided = true,
+                Step::No => {}
             }
-            Some((_, protocol)) => Ok(Some(Preface::Other(*protocol))),
-            None if steps.iter().any(|(step, _)| *step == Step::NeedMore) => Ok(None),
-            None => Ok(Some(Preface::Other(Protocol::Unknown))),
         }
+        Ok((!undecided).then_some(Preface::Other(Protocol::Unknown)))
+    }
+
+    /// What a connection is of which nothing comes after `bytes`, for which [`Self::advance`] wants more: a client that
+    /// waits now has said what it has to say. `None` when that makes no difference: nothing has come, or what may
+    /// become TLS or a PROXY header, which no route may get past by waiting.
+    pub fn settle(&self, bytes: &[u8]) -> Option<Preface> {
+        let held = bytes.is_empty()
+            || self.tls.is_some()
+            || begins_with(bytes, &TLS) != Step::No
+            || Opening::of(bytes) != Opening::Other;
+        (!held).then_some(Preface::Other(Protocol::Unknown))
     }
 
     /// Whether a connection that begins with `bytes` is TLS for good, well-formed or not.
@@ -100,7 +141,7 @@ impl Detector {
     }
 }
 
-fn begins_with(bytes: &[u8], prefixes: &[&[u8]]) -> Step {
+pub(super) fn begins_with(bytes: &[u8], prefixes: &[&[u8]]) -> Step {
     if prefixes.iter().any(|prefix| bytes.starts_with(prefix)) {
         Step::Is
     } else if prefixes.iter().any(|prefix| prefix.starts_with(bytes)) {
@@ -130,62 +171,4 @@ impl Preface {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn detect(bytes: &[u8]) -> Option<Protocol> {
-        Detector::new(16384).advance(bytes).unwrap().map(|preface| preface.protocol())
-    }
-
-    #[test]
-    fn each_protocol_is_known_at_its_last_telling_byte_and_not_before() {
-        let table: [(&[u8], usize, Protocol); 6] = [
-            (b"GET / HTTP/1.1\r\n", 4, Protocol::Http),
-            (b"PRI * HTTP/2.0\r\n", 4, Protocol::H2c),
-            (b"PROPPATCH /x", 10, Protocol::Http),
-            (b"SSH-2.0-OpenSSH_9.2\r\n", 4, Protocol::Ssh),
-            (b"SSL-VPN", 3, Protocol::Unknown),
-            (b"\x00\x00\x00\x08", 1, Protocol::Unknown),
-        ];
-        for (bytes, telling, protocol) in table {
-            for len in 0..telling {
-                assert_eq!(detect(&bytes[..len]), None, "{} bytes of {}", len, bytes.escape_ascii());
-            }
-            for len in telling..=bytes.len() {
-                assert_eq!(
-                    detect(&bytes[..len]),
-                    Some(protocol),
-                    "{} bytes of {}",
-                    len,
-                    bytes.escape_ascii()
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_header_of_a_proxy_is_never_a_protocol() {
-        for header in [&b"PROXY UNKNOWN\r\n"[..], b"PROXY ?", b"\r\n\r\n\0\r\nQUIT\n!"] {
-            let telling = if header[0] == b'P' { 6 } else { 12 };
-            for len in 0..=header.len() {
-                let expected = if len < telling { Ok(None) } else { Err(HelloError::ProxyHeader) };
-                assert_eq!(Detector::new(16384).advance(&header[..len]), expected, "{len} bytes");
-            }
-        }
-        assert_eq!(detect(b"PROXYING"), Some(Protocol::Unknown));
-        assert_eq!(detect(b"\r\nHELO"), Some(Protocol::Unknown));
-    }
-
-    #[test]
-    fn what_begins_like_tls_never_becomes_another_protocol() {
-        let mut detector = Detector::new(16384);
-        assert_eq!(detector.advance(&[22]), Ok(None));
-        assert_eq!(detector.advance(&[22, 3]), Ok(None));
-        assert!(!Detector::begins_tls(&[22]) && Detector::begins_tls(&[22, 3]));
-        assert_eq!(detector.advance(&[22, 3, 1, 0, 0]), Err(HelloError::RecordLength));
-        // SSL 2.0 hellos and other record types are not TLS handshakes.
-        assert_eq!(detect(&[0x80, 0x2e, 1, 0, 2]), Some(Protocol::Unknown));
-        assert_eq!(detect(&[22, 2]), Some(Protocol::Unknown));
-        assert_eq!(detect(&[21, 3, 3, 0, 2, 2, 40]), Some(Protocol::Unknown));
-    }
-}
+mod tests;

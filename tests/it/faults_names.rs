@@ -201,7 +201,7 @@ fn without_routes_for_them_other_protocols_are_refused_with_a_reason() {
         crate::support::wait_for(reason, || logged(reason) == count);
     }
     proxy.wait_metric("portcullis_clienthello_errors_total", &[("reason", "hello_timeout")], 1.0);
-    for (protocol, count) in [("http", 2), ("ssh", 1), ("unknown", 2)] {
+    for (protocol, count) in [("http", 1), ("h2c", 1), ("ssh", 1), ("unknown", 2)] {
         let lines = proxy.access_log();
         let of =
             lines.iter().filter(|line| line["protocol"] == protocol && line["reason"] == "unknown_protocol");
@@ -217,7 +217,7 @@ fn each_protocol_reaches_the_route_made_for_it() {
     let [http, ssh, unknown, silent, none, a] = &backends;
     let proxy = Proxy::start(&format!(
         "listen = '127.0.0.1:0'\nsilent_after = '300ms'\n\
-         [[route]]\nprotocol = 'http'\nto = '{http}'\n[[route]]\nprotocol = 'ssh'\nto = '{ssh}'\n\
+         [[route]]\nprotocol = ['http', 'h2c']\nto = '{http}'\n[[route]]\nprotocol = 'ssh'\nto = '{ssh}'\n\
          [[route]]\nprotocol = 'unknown'\nto = '{unknown}'\n[[route]]\nprotocol = 'silent'\nto = '{silent}'\n\
          [[route]]\nsni = 'none'\nto = '{none}'\n[[route]]\nsni = 'a.test'\nto = '{a}'\n"
     ));

@@ -52,6 +52,7 @@ mod observe;
 mod passthrough;
 mod pipe_memory;
 mod postgres_by_name;
+mod protocols;
 mod proxy_headers_out;
 mod proxy_protocol;
 mod relay;

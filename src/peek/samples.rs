@@ -1,0 +1,138 @@
+//! First bytes as real clients send them, for the tests: caught by a listener that only reads (and greets, for mail) from
+//! the programs of Debian 12 unless a document is named. With how many bytes tell.
+
+use super::Protocol;
+
+/// A client, its first bytes, how many of them tell, and what it is.
+pub(super) type Sample = (&'static str, &'static [u8], usize, Protocol);
+
+pub(super) const SAMPLES: [Sample; 48] = [
+    ("curl 7.88", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 4, Protocol::Http),
+    ("a WebDAV client (RFC 4918 §9.2)", b"PROPPATCH /x HTTP/1.1\r\n", 10, Protocol::Http),
+    (
+        "curl 7.88 --http2-prior-knowledge",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0d",
+        24,
+        Protocol::H2c,
+    ),
+    ("OpenSSH 9.2", b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u10\r\n", 4, Protocol::Ssh),
+    ("psql 15 sslmode=require", b"\0\0\0\x08\x04\xd2\x16/", 8, Protocol::Postgres),
+    (
+        "psql 15 sslmode=disable",
+        b"\0\0\08\0\x03\0\0user\0alice\0database\0shop\0application_name\0psql\0\0",
+        8,
+        Protocol::Postgres,
+    ),
+    ("GSSENCRequest (PostgreSQL, \"Message Formats\")", b"\0\0\0\x08\x04\xd2\x160", 8, Protocol::Postgres),
+    (
+        "CancelRequest (PostgreSQL, \"Message Formats\")",
+        b"\0\0\0\x10\x04\xd2\x16.\0\0\x1f\x90\x12\x34\x56\x78",
+        8,
+        Protocol::Postgres,
+    ),
+    (
+        "StartupMessage of version 3.2 (PostgreSQL 18, \"Message Formats\")",
+        b"\0\0\0\x14\0\x03\0\x02user\0alice\0\0",
+        8,
+        Protocol::Postgres,
+    ),
+    ("mosquitto_pub 2.0 -V mqttv31", b"\x10\x13\0\x06MQIsdp\x03\x02\0<\0\x05probe", 10, Protocol::Mqtt),
+    ("mosquitto_pub 2.0 -V mqttv311", b"\x10\x11\0\x04MQTT\x04\x02\0<\0\x05probe", 8, Protocol::Mqtt),
+    ("mosquitto_pub 2.0 -V mqttv5", b"\x10\x15\0\x04MQTT\x05\x02\0<\x03!\0\x14\0\x05probe", 8, Protocol::Mqtt),
+    ("curl 7.88 mqtt://", b"\x10\x18\0\x04MQTT\x04\x02\0<\0\x0ccurlc55c13de", 8, Protocol::Mqtt),
+    ("a CONNECT of 321 bytes (MQTT 3.1.1 §2.2.3)", b"\x10\xc1\x02\0\x04MQTT\x04\xc2", 9, Protocol::Mqtt),
+    (
+        "openvpn 2.6 --proto tcp-client",
+        b"\0\x0e8\x0c\n\xf2\x15\xe8R\x8e\xda\0\0\0\0\0",
+        3,
+        Protocol::Openvpn,
+    ),
+    (
+        "openvpn 2.6 --tls-auth",
+        b"\0*8\xd5\x113\xbc\x0bP\xd5\x12_\xda\xf7\xbb\xe7\xbbW\n4\nR\x9a\n\xad\xa7\x9c@,=\x96\0\0\0\x01k\t\x93\xfa\0\0\0\0\0",
+        5,
+        Protocol::Openvpn,
+    ),
+    (
+        "openvpn 2.6 --tls-crypt",
+        b"\x0068_\"\xdaNW\xe2B\x8c\0\0\0\x01k\t\x93\xfa3!kQ=\x13\x8d\xd9&\xb7<\xfa`\xeb\x18\xaf\x14\"i\xbc\x1a\xc3=\xfeJ",
+        5,
+        Protocol::Openvpn,
+    ),
+    (
+        "openvpn 2.6 --tls-crypt-v2 (its first 32 of 355 bytes)",
+        b"\x01aP*\xfe\x95\xb2\xc0l\xcd\xf7\x0f\0\0\x01k\t\x93\xfa\x90=\xca\xa8\x99\x01\x87F\xbf5\xd1\xaa\x1c",
+        5,
+        Protocol::Openvpn,
+    ),
+    (
+        "a Connection Request (MS-RDPBCGR §4.1.1)",
+        b"\x03\0\0,'\xe0\0\0\0\0\0Cookie: mstshash=eltons\r\n\x01\0\x08\0\0\0\0\0",
+        6,
+        Protocol::Rdp,
+    ),
+    (
+        "the same without a cookie (MS-RDPBCGR §2.2.1.1)",
+        b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\x03\0\0\0",
+        6,
+        Protocol::Rdp,
+    ),
+    ("curl 7.88 --socks4", b"\x04\x01\0P\xc0\0\x02\x01\0", 2, Protocol::Socks),
+    ("curl 7.88 --socks4a", b"\x04\x01\0P\0\0\0\x01\x00192.0.2.1\0", 2, Protocol::Socks),
+    ("curl 7.88 --socks5", b"\x05\x02\0\x01", 4, Protocol::Socks),
+    ("a BIND of SOCKS 4 (its protocol, \"BIND\")", b"\x04\x02\0P\xc0\0\x02\x01\0", 2, Protocol::Socks),
+    (
+        "openssl 3.0 s_client -starttls xmpp",
+        b"<stream:stream xmlns:stream='http://etherx.jabber.org/streams' xmlns='jabber:client' to='a.test' version='1.0'>",
+        14,
+        Protocol::Xmpp,
+    ),
+    (
+        "a stream with a declaration (RFC 6120 §4.2)",
+        b"<?xml version='1.0'?><stream:stream from='juliet@im.example.com' to='im.example.com'",
+        6,
+        Protocol::Xmpp,
+    ),
+    ("openssl 3.0 s_client -starttls smtp", b"EHLO mail.example.com\r\n", 5, Protocol::Smtp),
+    ("openssl 3.0 s_client -starttls lmtp", b"LHLO mail.example.com\r\n", 5, Protocol::Smtp),
+    ("curl 7.88 smtp://", b"EHLO vm\r\n", 5, Protocol::Smtp),
+    ("smtplib of Python 3.11", b"ehlo [127.0.0.1]\r\n", 5, Protocol::Smtp),
+    ("HELO (RFC 5321 §4.1.1.1)", b"HELO relay.example.org\r\n", 5, Protocol::Smtp),
+    ("openssl 3.0 s_client -starttls imap", b". CAPABILITY\r\n", 13, Protocol::Imap),
+    ("curl 7.88 imap://", b"A001 CAPABILITY\r\n", 16, Protocol::Imap),
+    ("imaplib of Python 3.11", b"IJFJ0 CAPABILITY\r\n", 17, Protocol::Imap),
+    ("a login (RFC 9051 §6.2.3)", b"a login smith sesame\r\n", 8, Protocol::Imap),
+    ("openssl 3.0 s_client -starttls pop3", b"STLS\r\n", 5, Protocol::Pop3),
+    ("curl 7.88 pop3://", b"CAPA\r\n", 5, Protocol::Pop3),
+    ("poplib of Python 3.11", b"APOP u ded2217e38f6d8d374eba00c259de1d3\r\n", 5, Protocol::Pop3),
+    ("redis-cli 7.0", b"*1\r\n$4\r\nPING\r\n", 5, Protocol::Redis),
+    ("redis-cli 7.0 -a", b"*2\r\n$4\r\nAUTH\r\n$1\r\nx\r\n", 5, Protocol::Redis),
+    ("the header of AMQP 0-9-1 (§4.2.2)", b"AMQP\0\0\x09\x01", 5, Protocol::Amqp),
+    ("the header of SASL (AMQP 1.0, part 5 §5.3.2)", b"AMQP\x03\x01\0\0", 5, Protocol::Amqp),
+    (
+        "a query for example.com, with OPT (RFC 1035 §4.2.2, RFC 6891)",
+        b"\0(\x38\x07\x01\x20\0\x01\0\0\0\0\0\x01\x07example\x03com\0\0\x01\0\x01\0\0)\x04\xd0\0\0\0\0\0\0",
+        15,
+        Protocol::Dns,
+    ),
+    (
+        "a query whose number is an opcode of OpenVPN (RFC 1035 §4.1.1)",
+        b"\0\x11P\0\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01",
+        15,
+        Protocol::Dns,
+    ),
+    ("ldapsearch 2.5", b"0\x0c\x02\x01\x01`\x07\x02\x01\x03\x04\0\x80\0", 6, Protocol::Ldap),
+    ("ldapsearch 2.5 -ZZ", b"0\x1d\x02\x01\x01w\x18\x80\x161.3.6.1.4.1.1466.20037", 6, Protocol::Ldap),
+    (
+        "ldapsearch 2.5 -D",
+        b"0,\x02\x01\x01`'\x02\x01\x03\x04\x1acn=admin,dc=example,dc=com\x80\x06secret",
+        6,
+        Protocol::Ldap,
+    ),
+    (
+        "a bind with lengths of four bytes, as Windows has them (RFC 4511 §5.1)",
+        b"0\x84\0\0\0\x10\x02\x01\x01`\x84\0\0\0\x07\x02\x01\x03\x04\0\x80\0",
+        10,
+        Protocol::Ldap,
+    ),
+];
