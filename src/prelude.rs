@@ -32,7 +32,8 @@ pub const MAX_MESSAGES: usize = 16;
 /// What servers of a listener say of themselves before TLS.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Greeting {
-    /// The name of the server, as in the greeting of SMTP (RFC 5321 §4.3.1).
+    /// The name of the server, as in the greeting of SMTP (RFC 5321 §4.3.1): a host name, which stands in lines and between quotes
+    /// as it is.
     pub name: Box<str>,
     /// The version that a MySQL server claims to be.
     pub mysql_version: Box<str>,
@@ -197,7 +198,7 @@ impl Prelude {
             Side::Ldap => ldap::hear(bytes)?,
             Side::Xmpp(server) => server.advance(bytes)?,
         };
-        let Some(heard) = heard else {
+        let Some(heard) = heard.filter(|heard| heard.len <= MAX_BYTES) else {
             return if bytes.len() >= MAX_BYTES { Err(PreludeError::TooMuch) } else { Ok(None) };
         };
         self.heard += 1;
@@ -268,7 +269,7 @@ impl Replay {
             Player::Ldap => ldap::told(bytes)?,
             Player::Xmpp(client) => client.advance(bytes)?,
         };
-        match told {
+        match told.filter(|told| told.len <= MAX_BYTES) {
             Some(told) if told.ready && bytes.len() > told.len => Err(ReplayError::Injection),
             None if bytes.len() >= MAX_BYTES => Err(ReplayError::Syntax),
             told => Ok(told),

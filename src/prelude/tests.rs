@@ -151,9 +151,12 @@ fn what_has_starttls_has_a_prelude() {
 fn no_more_is_read_than_a_client_may_say() {
     let mut prelude = after(Protocol::Imap, &[&b"a NOOP\r\n"[..]; MAX_MESSAGES]);
     assert_eq!(prelude.advance(b"a NOOP\r\n"), Err(PreludeError::TooMuch));
-    let long = [b"<a b='".to_vec(), vec![b'x'; MAX_BYTES - 6]].concat();
+    let long = [b"<stream:stream b='".to_vec(), vec![b'x'; MAX_BYTES - 18]].concat();
     let mut prelude = after(Protocol::Xmpp, &[]);
     assert_eq!(prelude.advance(&long[..MAX_BYTES - 1]), Ok(None));
     assert_eq!(prelude.advance(&long), Err(PreludeError::TooMuch));
     assert_eq!(prelude.replay().advance(&long), Err(ReplayError::Syntax));
+    let whole = [long, b"'>".to_vec()].concat();
+    assert_eq!(prelude.advance(&whole), Err(PreludeError::TooMuch), "also at once");
+    assert_eq!(prelude.replay().advance(&whole), Err(ReplayError::Syntax));
 }
