@@ -119,6 +119,25 @@ pub struct ListenerConfig {
     pub origin: Origin,
 }
 
+/// How long a backend that is connected to has for its first byte until another one is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerTimeout {
+    /// As long as an attempt to connect.
+    LikeConnect,
+    /// So long; `None`: no other one is tried.
+    Of(Option<Duration>),
+}
+
+impl AnswerTimeout {
+    /// How long that is where an attempt to connect may take so long.
+    fn of(self, connect: Duration) -> Option<Duration> {
+        match self {
+            Self::LikeConnect => Some(connect),
+            Self::Of(answer) => answer,
+        }
+    }
+}
+
 /// Deadlines and idle limits of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -126,6 +145,8 @@ pub struct Timeouts {
     pub hello: Duration,
     /// One attempt to connect to a backend.
     pub connect: Duration,
+    /// From there to its first byte, until another one is tried.
+    pub answer: AnswerTimeout,
     /// A relayed connection without a byte in either direction.
     pub idle: Duration,
     /// The same once one direction has ended.

@@ -126,7 +126,10 @@ async fn proceed<'a>(
     let entering = Entering { permit: &mut client.counted.permit, listener };
     match route(snapshot, &preface, entering, record, cx, timer).await {
         Ok(Routed::Passthrough(route)) => {
-            let begun = Begun { replay, without_backend: Refusal::unavailable(&preface, &client.said) };
+            // What is played to a backend first says nothing of the session.
+            let may_move = replay.is_some() || preface.may_be_repeated(client.said.len());
+            let without_backend = Refusal::unavailable(&preface, &client.said);
+            let begun = Begun { replay, without_backend, may_move };
             passthrough::connect(client, begun, snapshot, route, record, cx, timer).await
         }
         Ok(Routed::Redirect) => {

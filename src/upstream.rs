@@ -60,6 +60,8 @@ pub struct Keepers {
 pub struct Upstream {
     pool: Arc<Pool>,
     connect_timeout: Duration,
+    /// How long one that is connected to has for its first byte, if that is limited.
+    answer_timeout: Option<Duration>,
     /// Whether endpoints are connected to from the client's own address.
     transparent: bool,
     /// Where clients name the server: how it is found.
@@ -97,6 +99,9 @@ pub enum ConnectError {
     /// Nobody answered in time.
     #[error("the backend did not answer in time")]
     Timeout,
+    /// It was connected to and said nothing.
+    #[error("the backend accepted and did not answer in time")]
+    Unanswered,
     /// The backend or a host on the way said no.
     #[error("the backend refused")]
     Refused(#[source] io::Error),
@@ -225,6 +230,7 @@ impl Upstream {
         Self {
             pool: Arc::clone(pool),
             connect_timeout: config.connect_timeout,
+            answer_timeout: config.answer_timeout,
             transparent: config.transparent.is_some(),
             forward,
         }
@@ -241,13 +247,15 @@ impl Upstream {
 
 impl ConnectError {
     /// The words for what an attempt at an endpoint fails by.
-    const REASONS: [&str; 7] = ["timeout", "refused", "family", "loop", "blocked", "dns", "resource"];
+    const REASONS: [&str; 8] =
+        ["timeout", "unanswered", "refused", "family", "loop", "blocked", "dns", "resource"];
 
     /// The word for it.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoEndpoint => "no_endpoint",
             Self::Timeout => "timeout",
+            Self::Unanswered => "unanswered",
             Self::Refused(_) => "refused",
             Self::Family => "family",
             Self::Loop => "loop",

@@ -189,9 +189,12 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
                 };
                 let _ = writeln!(
                     out,
-                    "timeouts  hello {:?}, connect {:?}, idle {:?}, half-closed {:?}",
+                    "timeouts  hello {:?}, connect {:?}, answer {}, idle {:?}, half-closed {:?}",
                     config.timeouts.hello,
                     passthrough.connect_timeout,
+                    passthrough
+                        .answer_timeout
+                        .map_or_else(|| "off".to_owned(), |answer| format!("{answer:?}")),
                     passthrough.idle_timeout,
                     passthrough.half_closed_timeout
                 );

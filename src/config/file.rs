@@ -133,6 +133,8 @@ shape! {
         hello: Duration,
         /// One attempt to connect to a backend.
         connect: Duration,
+        /// From there to its first byte, until another one is tried; by default as long as `connect`.
+        answer: WordOr<Off, Duration>,
         /// A relayed connection without a byte in either direction.
         idle: Duration,
         /// The same once one direction has ended.
@@ -428,6 +430,8 @@ shape! {
     struct RouteTimeouts {
         /// One attempt to connect to a backend.
         connect: Duration,
+        /// From there to its first byte, until another one is tried; by default as long as `connect`.
+        answer: WordOr<Off, Duration>,
         /// A relayed connection without a byte in either direction.
         idle: Duration,
         /// The same once one direction has ended.

@@ -84,6 +84,9 @@ pub struct PassthroughConfig {
     pub transparent: Option<Origin>,
     /// Deadline of one attempt to connect.
     pub connect_timeout: Duration,
+    /// How long a backend that is connected to has for its first byte until another one is tried, where that can be; `None`: for
+    /// ever.
+    pub answer_timeout: Option<Duration>,
     /// How long a connection may go without a byte in either direction.
     pub idle_timeout: Duration,
     /// The same once one direction has ended.

@@ -364,6 +364,31 @@ fn a_backend_that_is_the_proxy_itself_is_an_error() {
     }
 }
 
+/// It is as long as the route's `connect`, unless something else is said for the route or for all.
+#[test]
+fn an_answer_may_take_as_long_as_is_said_or_as_a_connection() {
+    for (all, route, answer, line) in [
+        ("connect = '2s'", "", Some(secs(2)), Some(1)),
+        ("connect = '2s'", "connect = '1s'", Some(secs(1)), Some(6)),
+        ("answer = '5s'", "connect = '1s'", Some(secs(5)), Some(1)),
+        ("answer = '5s'", "answer = '7s'", Some(secs(7)), Some(6)),
+        ("answer = 'off'", "connect = '1s'", None, Some(1)),
+        ("answer = 'off'", "answer = '7s'", Some(secs(7)), Some(6)),
+        ("", "answer = 'off'", None, Some(6)),
+        ("", "", Some(secs(3)), None),
+    ] {
+        let text = format!(
+            "timeouts = {{ {all} }}\nlisten = ':443'\n[[route]]\nsni = 'a.test'\nto = '10.0.0.1:443'\n\
+             timeouts = {{ {route} }}\n"
+        );
+        let config = parse(&text).unwrap();
+        let ActionConfig::Passthrough(to) = &config.routes[0].action else { panic!("passed through") };
+        assert_eq!(to.answer_timeout, answer, "{all}, {route}");
+        let told = config.effective.iter().find(|one| one.key == "route[a.test].timeouts.answer").unwrap();
+        assert_eq!(told.origin.as_ref().map(|origin| origin.line), line, "{all}, {route}");
+    }
+}
+
 #[test]
 fn effective_settings_tell_where_they_come_from() {
     let config = parse(EXAMPLE).unwrap();
@@ -378,6 +403,8 @@ fn effective_settings_tell_where_they_come_from() {
     assert_eq!(find("route[git].timeouts.idle"), ("\"1h\"", Some((31, 21))));
     assert_eq!(find("route[app.example.com].timeouts.idle"), ("\"10m\"", Some((5, 23))));
     assert_eq!(find("route[git].timeouts.connect"), ("\"3s\"", None));
+    assert_eq!(find("timeouts.answer"), ("\"3s\"", None));
+    assert_eq!(find("route[git].timeouts.answer"), ("\"3s\"", None));
     assert_eq!(find("route[no-sni].reject"), ("\"close\"", Some((35, 10))));
     assert_eq!(find("listener[default].silent_after"), ("\"2s\"", None));
     assert_eq!(find("unknown_protocol"), ("\"answer\"", None));

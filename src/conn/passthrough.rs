@@ -66,6 +66,8 @@ pub(super) struct Begun {
     pub(super) replay: Option<Replay>,
     /// What the client is told when no backend can be reached.
     pub(super) without_backend: Refusal,
+    /// Whether a second backend may be sent the same while the first has not answered.
+    pub(super) may_move: bool,
 }
 
 /// Connects to a backend of the route, or tells the client that there is none.
@@ -85,7 +87,7 @@ pub(super) async fn connect<'a>(
     };
     record.connecting();
     // Where something is played to the backend, the hello has its time later.
-    let hello = begun.replay.is_some().then(|| std::mem::take(&mut said));
+    let hello = begun.replay.as_ref().map(|replay| std::mem::replace(&mut said, replay.opening()));
     if let Some(version) = backends.proxy_protocol {
         let destination =
             told.destination.map_or_else(|| stream.local_addr(), Ok).map_err(ConnectError::Resource);
@@ -97,7 +99,8 @@ pub(super) async fn connect<'a>(
         let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();
         let server_name = server_name.as_ref().map(ServerName::as_str);
         let (client, ends_as_one) = (record.client().ip(), record.is_tls());
-        let caller = Caller { client, server_name, socket: &stream, ends_as_one };
+        let may_move = begun.may_move;
+        let caller = Caller { client, server_name, socket: &stream, ends_as_one, may_move };
         backends.upstream.connect(&said, caller, &cx.reactor, timer).await
     };
     let mut connection = match connected {

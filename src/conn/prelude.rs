@@ -144,18 +144,19 @@ async fn say(
     Ok(())
 }
 
-/// Plays the prelude to a backend that has taken what comes `before` it up to there, and sends the `hello` after it.
+/// Plays the prelude to a backend, which has begun to take what is said first and is sent what is `left` of that, and sends the
+/// `hello` after it.
 pub(super) async fn play(
     mut replay: Replay,
     stream: &mut Socket,
-    (before, hello): (&[u8], &[u8]),
+    (left, hello): (&[u8], &[u8]),
     deadline: Duration,
     scratch: &Scratch,
     timer: &mut Timer<'_>,
 ) -> Result<(), PlayError> {
     let until = timer.now() + deadline;
     let played = async {
-        stream.write_all(&[before, &replay.opening()].concat()).await?;
+        stream.write_all(left).await?;
         let mut bytes = Vec::new();
         loop {
             if let Some(told) = replay.advance(&bytes)? {

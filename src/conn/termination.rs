@@ -180,9 +180,10 @@ impl From<&ConnectError> for Termination {
             | ConnectError::Refused(_)
             | ConnectError::RetryBudget
             | ConnectError::Full => Cause::Upstream,
-            ConnectError::Timeout | ConnectError::Dns(_) | ConnectError::QueueTimeout => {
-                Cause::UpstreamTimeout
-            }
+            ConnectError::Timeout
+            | ConnectError::Unanswered
+            | ConnectError::Dns(_)
+            | ConnectError::QueueTimeout => Cause::UpstreamTimeout,
             ConnectError::Gone => Cause::Client,
             ConnectError::Family | ConnectError::Loop | ConnectError::Blocked(_) => Cause::Policy,
             ConnectError::Resource(_) => Cause::Resource,

@@ -51,6 +51,12 @@ impl Socket {
         self.0.poll_gone(cx, ended)
     }
 
+    /// Ready when there is something to read, an end or a failure; for who does not read yet.
+    pub fn poll_heard(&self, cx: &Context<'_>) -> Poll<()> {
+        // That it cannot be watched is for whoever reads to find out.
+        self.0.poll_readable(cx).map(|_| ())
+    }
+
     /// The address of this end, of a TCP connection.
     ///
     /// # Errors

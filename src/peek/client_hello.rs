@@ -37,6 +37,8 @@ pub struct ClientHello {
     pub key_shares: Vec<u16>,
     /// Whether the Encrypted ClientHello extension is there, real or GREASE.
     pub ech: bool,
+    /// Whether the client says that it sends early data (0-RTT), which a server may act on before it has answered.
+    pub early_data: bool,
     /// The fingerprint of the client, where one was asked for.
     pub ja4: Option<Box<Ja4>>,
     /// Length of the handshake message in bytes, its header included.
@@ -219,6 +221,11 @@ impl ClientHello {
         Self::read(message, true)
     }
 
+    /// Bytes of the connection that belong to it.
+    pub fn wire_len(&self) -> usize {
+        self.size + usize::from(self.records) * RECORD_HEADER
+    }
+
     fn read(message: &[u8], ja4: bool) -> Result<Self, HelloError> {
         let body = message.get(HANDSHAKE_HEADER..).ok_or(HelloError::Syntax)?;
         let (rest, contents) = parse_tls_handshake_client_hello(body).map_err(|_| HelloError::Syntax)?;
@@ -274,6 +281,11 @@ impl ClientHello {
             }
             extension::ENCRYPTED_CLIENT_HELLO => {
                 self.ech = true;
+                return Ok(());
+            }
+            extension::EARLY_DATA => {
+                // Empty in a hello; whatever it holds, the server is told of early data.
+                self.early_data = true;
                 return Ok(());
             }
             _ => return Ok(()),

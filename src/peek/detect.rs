@@ -161,6 +161,15 @@ impl Preface {
         }
     }
 
+    /// Whether what a client has sent, in `len` bytes, does nothing by itself however many servers get it: a hello without
+    /// early data (RFC 8446 §8) and nothing behind it, or nothing at all.
+    pub fn may_be_repeated(&self, len: usize) -> bool {
+        match self {
+            Self::Tls(hello) => !hello.early_data && hello.wire_len() == len,
+            Self::Other(protocol) => *protocol == Protocol::Silent,
+        }
+    }
+
     /// The hello of a TLS connection.
     pub fn hello(&self) -> Option<&ClientHello> {
         match self {

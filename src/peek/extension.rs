@@ -4,6 +4,8 @@ pub(super) const SERVER_NAME: u16 = 0;
 pub(super) const SUPPORTED_GROUPS: u16 = 10;
 pub(super) const SIGNATURE_ALGORITHMS: u16 = 13;
 pub(super) const ALPN: u16 = 16;
+/// RFC 8446 §4.2.10.
+pub(super) const EARLY_DATA: u16 = 42;
 pub(super) const SUPPORTED_VERSIONS: u16 = 43;
 pub(super) const KEY_SHARE: u16 = 51;
 /// RFC 9849 §5.

@@ -169,7 +169,8 @@ impl Live {
     /// its end it changes nothing.
     pub(super) async fn reload(&mut self) -> Outcome {
         info!("reading the configuration again");
-        match self.prepare().await {
+        // In a box of its own: what serves does not carry it.
+        match Box::pin(self.prepare()).await {
             Ok(next) => {
                 let (changes, overruled) = self.take(next);
                 self.metrics.taken.increment(1);

@@ -16,10 +16,11 @@ use super::{ConnectError, ConnectFailure, LookupError, Pool, Upstream, UpstreamC
 use crate::config::{Balance, ClientKey};
 use crate::net::{Moment, Place, Reactor, Socket, Timer, connect};
 
+mod answer;
 mod race;
 
-/// Attempts together may take as long as so many: enough for two endpoints that say nothing; endpoints that
-/// refuse at once cost no time.
+/// Attempts together may take as long as so many: enough for two endpoints that say nothing, whether they are not
+/// connected to or do not answer; endpoints that refuse at once cost no time.
 const SILENT_ATTEMPTS: usize = 2;
 
 /// Whose connection it is that needs a backend.
@@ -33,6 +34,8 @@ pub struct Caller<'a> {
     pub socket: &'a Socket,
     /// Whether it is of no use once the client's stream has ended, as in TLS, which needs an answer to its hello answered.
     pub ends_as_one: bool,
+    /// Whether another endpoint may be sent the same first bytes while there is no answer.
+    pub may_move: bool,
 }
 
 /// The search of one connection for an endpoint that can be connected to.
@@ -49,6 +52,8 @@ struct Search<'a, 't> {
     start: Instant,
     /// When all attempts end.
     budget: Moment,
+    /// How long an endpoint that is connected to has for its first byte, where another one may be asked in its place.
+    answer: Option<Duration>,
     reactor: &'a Rc<Reactor>,
     timer: &'a mut Timer<'t>,
 }
@@ -80,9 +85,9 @@ impl Caller<'_> {
 }
 
 impl Upstream {
-    /// Connects to an endpoint and sends what it takes at once of `first`; when that fails, to the next one,
-    /// until each was tried once or the time for all attempts is over. While all have as many connections as they may,
-    /// it waits in the queue of the pool, if there is one. Cancel safe.
+    /// Connects to an endpoint and sends what it takes at once of `first`; when that fails, or no answer comes in time where
+    /// `caller` may move, to the next one, until each was tried once or the time for all attempts is over. While all have as
+    /// many connections as they may, it waits in the queue of the pool, if there is one. Cancel safe.
     ///
     /// # Errors
     /// The failure of the last attempt, or why there was none. No backend has taken anything then.
@@ -94,37 +99,30 @@ impl Upstream {
         timer: &mut Timer<'_>,
     ) -> Result<UpstreamConn, ConnectFailure> {
         let start = Instant::now();
+        let answer = self.answer_timeout.filter(|_| caller.may_move);
+        let each = self.connect_timeout.max(answer.unwrap_or_default());
         // Added one by one: each may be rounded up.
-        let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + self.connect_timeout);
+        let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + each);
         let source = self.transparent.then_some(caller.client);
         let client = self.pool.config().sticky.map(|(on, _)| caller.key(on));
         let wanted = self.pool.wanted(&caller, client, start);
         let named = self.forward.as_ref().zip(caller.server_name);
-        let mut search =
-            Search { upstream: self, first, source, named, caller, wanted, start, budget, reactor, timer };
-        let mut last = ConnectError::NoEndpoint;
-        loop {
-            let attempt = match search.next().await {
-                Ok(Some(attempt)) => attempt,
-                Ok(None) => break,
-                Err(error) => {
-                    last = error;
-                    break;
-                }
-            };
-            match search.attempt(attempt).await {
-                Ok(Connected { stream, sent, lease }) => {
-                    let took = start.elapsed();
-                    self.pool.connected(client, &lease, took, start);
-                    return Ok(UpstreamConn { stream, sent, lease, took });
-                }
-                Err(error) => last = error,
-            }
-            if search.is_over() {
-                break;
-            }
-        }
-        Err(ConnectFailure { error: last, endpoint: search.wanted.tried.last().cloned() })
+        let mut search = Search {
+            upstream: self,
+            first,
+            source,
+            named,
+            caller,
+            wanted,
+            start,
+            budget,
+            answer,
+            reactor,
+            timer,
+        };
+        let connection = search.run().await?;
+        self.pool.connected(client, &connection.lease, connection.took, start);
+        Ok(connection)
     }
 }
 
@@ -171,6 +169,44 @@ impl Pool {
 }
 
 impl Search<'_, '_> {
+    async fn run(&mut self) -> Result<UpstreamConn, ConnectFailure> {
+        let mut last = ConnectError::NoEndpoint;
+        // The one that has not answered while others are tried: it serves when none of these can be connected to.
+        let mut silent: Option<Box<UpstreamConn>> = None;
+        let mut next = self.next().await;
+        loop {
+            let attempt = match next {
+                Ok(Some(attempt)) => attempt,
+                Ok(None) => break,
+                Err(error) => {
+                    last = error;
+                    break;
+                }
+            };
+            next = match self.attempt(attempt).await {
+                Ok(Connected { stream, sent, lease }) => {
+                    let connection = UpstreamConn { stream, sent, lease, took: self.start.elapsed() };
+                    if let Some(left) = silent.take() {
+                        answer::give_up(*left);
+                    }
+                    let Some(other) = self.awaits_in_vain(&connection).await else { return Ok(connection) };
+                    silent = Some(Box::new(connection));
+                    Ok(Some(other))
+                }
+                Err(error) => {
+                    last = error;
+                    match &silent {
+                        _ if self.is_over() => break,
+                        None => self.next().await,
+                        Some(_) => Ok(self.spare()),
+                    }
+                }
+            };
+        }
+        let failure = || ConnectFailure { error: last, endpoint: self.wanted.tried.last().cloned() };
+        silent.map(|connection| *connection).ok_or_else(failure)
+    }
+
     fn is_over(&self) -> bool {
         self.timer.now() >= self.budget
     }

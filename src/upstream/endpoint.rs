@@ -323,6 +323,12 @@ impl Lease {
         self.look_into(self.endpoint.strikes.unanswered());
     }
 
+    /// The endpoint did not answer in time, and another one is tried in its place.
+    pub(super) fn left(&self) {
+        self.endpoint.count_failure(&ConnectError::Unanswered);
+        self.unanswered();
+    }
+
     fn look_into(&self, suspicious: bool) {
         if suspicious {
             self.state.stir();
@@ -361,8 +367,9 @@ impl Attempt {
         let blamed = match error {
             ConnectError::Timeout => whole,
             ConnectError::Refused(_) => true,
-            // Nothing that the endpoint could do about.
+            // Nothing that the endpoint could do about; or counted elsewhere, once it is connected to.
             ConnectError::NoEndpoint
+            | ConnectError::Unanswered
             | ConnectError::Family
             | ConnectError::Loop
             | ConnectError::Blocked(_)

@@ -144,6 +144,12 @@ impl Members {
         Some(if left.all(|endpoint| endpoint.load.is_full()) { Shortage::Full } else { Shortage::Busy })
     }
 
+    /// Whether there is another one than `endpoint` that was not tried.
+    pub(super) fn has_others(&self, endpoint: &Arc<Endpoint>, tried: &Tried) -> bool {
+        let mut all = self.groups.iter().flat_map(|group| &group.endpoints);
+        all.any(|other| !Arc::ptr_eq(other, endpoint) && other.is_available() && !tried.has(other))
+    }
+
     /// The number of connections of `endpoint` has changed.
     pub(super) fn changed(&self, endpoint: &Endpoint) {
         if let Some((group, index)) = self.find(endpoint.id) {

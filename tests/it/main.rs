@@ -27,6 +27,7 @@ mod failover;
 mod failover_families;
 mod failover_queue;
 mod failover_servers;
+mod failover_stalled;
 mod failover_storms;
 mod faults_exhaustion;
 mod faults_hello;

@@ -13,8 +13,8 @@ use super::super::source::Place;
 use super::super::units::duration_text;
 use super::super::values::{AlpnName, ListenerName, SniWord, checked_name};
 use super::super::{
-    ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig, RejectWith,
-    RouteConfig, RouteKey, Timeouts, UpstreamConfig,
+    ActionConfig, AnswerTimeout, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig,
+    RejectWith, RouteConfig, RouteKey, Timeouts, UpstreamConfig,
 };
 use super::upstreams::{self, Upstreams, Written};
 use super::{Input, Output, dynamic, inside, settings, string, strings, transparent};
@@ -35,8 +35,8 @@ struct Context<'a> {
     complete: bool,
     timeouts: &'a Timeouts,
     upstreams: &'a Upstreams,
-    /// Where the global timeouts come from: connect, idle, half-closed.
-    origins: [Option<Origin>; 3],
+    /// Where the global timeouts come from: connect, idle, half-closed, answer.
+    origins: [Option<Origin>; 4],
 }
 
 /// All routes in file order.
@@ -47,7 +47,8 @@ pub(super) fn resolve(
     upstreams: &Upstreams,
     out: &mut Output,
 ) -> Routes {
-    let origins = ["timeouts.connect", "timeouts.idle", "timeouts.half_closed"].map(|key| out.origin_of(key));
+    let origins = ["connect", "idle", "half_closed", "answer"];
+    let origins = origins.map(|key| out.origin_of(&format!("timeouts.{key}")));
     let complete = input.listeners_complete(listeners.len());
     let context = Context { listeners, complete, timeouts, upstreams, origins };
     let mut names = Names::given(input, out);
@@ -387,7 +388,7 @@ fn passthrough(
     let transparent = transparent::resolve(name, to, route, listeners, out);
     let internal = dynamic::internal(name, to, route, out);
     let table = route.timeouts.given().map(|at| &at.value);
-    let [connect, idle, half_closed] = &context.origins;
+    let [connect, idle, half_closed, _] = &context.origins;
     let mut one =
         |key: &str, of: fn(&RouteTimeouts) -> &Setting<Duration>, global, origin: &Option<_>, max| {
             let at = table.and_then(|table| of(table).given());
@@ -397,21 +398,44 @@ fn passthrough(
             value
         };
     let global = context.timeouts;
+    let connect_timeout = one("connect", |table| &table.connect, global.connect, connect, settings::DAY);
+    let idle_timeout = one("idle", |table| &table.idle, global.idle, idle, settings::IDLE_MAX);
+    let half_closed_timeout =
+        one("half_closed", |table| &table.half_closed, global.half_closed, half_closed, settings::DAY);
+    let answer_timeout = answer_timeout(name, table, connect_timeout, context, out);
     PassthroughConfig {
         internal,
         upstream,
         proxy_protocol: version,
         transparent,
-        connect_timeout: one("connect", |table| &table.connect, global.connect, connect, settings::DAY),
-        idle_timeout: one("idle", |table| &table.idle, global.idle, idle, settings::IDLE_MAX),
-        half_closed_timeout: one(
-            "half_closed",
-            |table| &table.half_closed,
-            global.half_closed,
-            half_closed,
-            settings::DAY,
-        ),
+        connect_timeout,
+        answer_timeout,
+        idle_timeout,
+        half_closed_timeout,
     }
+}
+
+/// How long a backend has for its first byte: what the route says, or all do, or as long as for its connection.
+fn answer_timeout(
+    name: &str,
+    table: Option<&RouteTimeouts>,
+    connect: Duration,
+    context: &Context<'_>,
+    out: &mut Output,
+) -> Option<Duration> {
+    let [of_connect, .., of_answer] = &context.origins;
+    let global = context.timeouts.answer;
+    let (answer, origin) = match (table.and_then(|table| table.answer.given()), global) {
+        (Some(at), _) => (AnswerTimeout::Of(settings::answer(at, out)), Some(at.place.origin())),
+        (None, AnswerTimeout::Of(_)) => (global, of_answer.clone()),
+        (None, AnswerTimeout::LikeConnect) => {
+            let at = table.and_then(|table| table.connect.given());
+            (global, at.map_or_else(|| of_connect.clone(), |at| Some(at.place.origin())))
+        }
+    };
+    let answer = answer.of(connect);
+    out.note_from(format!("route[{name}].timeouts.answer"), settings::answer_text(answer), origin);
+    answer
 }
 
 /// Notes what the route matches.

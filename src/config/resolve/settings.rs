@@ -9,10 +9,10 @@ use super::super::decode::{At, Either, OneOrMany, Setting};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{File, Timeouts as TimeoutsTable};
 use super::super::units::{ByteSize, duration_text};
-use super::super::values::{ReloadOn, nat64};
+use super::super::values::{Off, ReloadOn, WordOr, nat64};
 use super::super::{
-    AccessLogConfig, Account, AdminConfig, BanRule, DnsConfig, Identity, LimitConfig, Limits, ListFile,
-    ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
+    AccessLogConfig, Account, AdminConfig, AnswerTimeout, BanRule, DnsConfig, Identity, LimitConfig, Limits,
+    ListFile, ListenerConfig, LogFormat, LogTarget, Policies, RateLimit, RejectWith, Sandbox, Timeouts,
 };
 use super::{Input, Output, admin, dns, inner, string, strings};
 
@@ -194,13 +194,31 @@ fn timeouts(input: &Input, out: &mut Output) -> Timeouts {
         let at = table.and_then(|table| of(table).given());
         duration(&format!("timeouts.{key}"), at, Duration::from_secs(default), max, out)
     };
-    Timeouts {
+    let mut timeouts = Timeouts {
         hello: one("hello", |table| &table.hello, 5, DAY),
         connect: one("connect", |table| &table.connect, 3, DAY),
+        answer: AnswerTimeout::LikeConnect,
         idle: one("idle", |table| &table.idle, 300, IDLE_MAX),
         half_closed: one("half_closed", |table| &table.half_closed, 60, DAY),
         drain: one("drain", |table| &table.drain, 30, DAY),
+    };
+    let at = table.and_then(|table| table.answer.given());
+    if let Some(at) = at {
+        timeouts.answer = AnswerTimeout::Of(answer(at, out));
     }
+    out.note("timeouts.answer", answer_text(timeouts.answer.of(timeouts.connect)), at.map(|at| &at.place));
+    timeouts
+}
+
+/// How long a backend has for its first byte, as it is written.
+pub(super) fn answer(at: &At<WordOr<Off, Duration>>, out: &mut Output) -> Option<Duration> {
+    let value = at.value.0?;
+    Some(checked_duration("answer", &At { value, place: at.place.clone() }, DAY, out))
+}
+
+/// The same for who reads all settings.
+pub(super) fn answer_text(answer: Option<Duration>) -> String {
+    answer.map_or_else(|| string("off"), |answer| string(duration_text(answer)))
 }
 
 fn limits(input: &Input, out: &mut Output) -> Limits {

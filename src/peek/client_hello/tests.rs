@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rustls::pki_types::ServerName as TlsName;
 use rustls::server::Acceptor;
 
-use super::super::{Detector, Preface};
+use super::super::{Detector, Preface, Protocol};
 use super::*;
 
 const MAX: usize = 16384;
@@ -332,4 +332,27 @@ proptest! {
         let _ = ClientHello::parse(&bytes);
         let _ = Detector::new(MAX).advance(&[&[22, 3, 1], vec16(&bytes).as_slice()].concat());
     }
+}
+
+#[test]
+fn early_data_is_seen_and_what_belongs_to_a_hello_is_counted() {
+    let hello = |extensions: &[Vec<u8>]| record(&message(extensions));
+    let plain = hello(&[sni(b"a.test")]);
+    for (bytes, early_data) in [
+        (plain.clone(), false),
+        (in_records(&plain, 10), false),
+        (hello(&[extension(42, &[]), sni(b"a.test")]), true),
+        // Empty in a hello, but a server that does not mind may take it for one.
+        (hello(&[sni(b"a.test"), extension(42, &[0])]), true),
+        (in_records(&hello(&[sni(b"a.test"), extension(42, &[])]), 7), true),
+    ] {
+        let read = read_all(&bytes);
+        assert_eq!((read.early_data, read.wire_len()), (early_data, bytes.len()));
+        let preface = Preface::Tls(Box::new(read));
+        assert_eq!(preface.may_be_repeated(bytes.len()), !early_data);
+        assert!(!preface.may_be_repeated(bytes.len() + 1), "with something behind it");
+    }
+    let other = [Protocol::Http, Protocol::Ssh, Protocol::Unknown];
+    assert!(other.iter().all(|protocol| !Preface::Other(*protocol).may_be_repeated(0)));
+    assert!(Preface::Other(Protocol::Silent).may_be_repeated(0));
 }
