@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,8 @@ pub struct UpstreamConn {
     pub sent: usize,
     /// The endpoint, which counts it.
     pub lease: Lease,
+    /// The address of the server that the client names, where the endpoint stands for all of those.
+    pub named: Option<SocketAddr>,
     /// How long it took, failed attempts included.
     pub took: Duration,
 }

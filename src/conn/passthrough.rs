@@ -126,7 +126,7 @@ pub(super) async fn connect<'a>(
         left = Box::default();
     }
     counted.session = session(&snapshot.table, route, connection.lease.endpoint(), backends, record, cx);
-    record.connected(connection.lease, connection.took);
+    record.connected(connection.lease, connection.took, connection.named);
     let throttle = counted.permit.throttle(Instant::now());
     let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
     let ends = Ends { client: stream, upstream: connection.stream, whole: false };

@@ -86,6 +86,8 @@ enum Reached {
     Tried(Arc<Endpoint>),
     /// It was connected, after so long; the endpoint counts it until the end.
     Backend(Lease, Duration),
+    /// The same, to the server that the client names, at this address.
+    Named(Box<(Lease, Duration, SocketAddr)>),
 }
 
 /// Bytes from and to the client.
@@ -226,10 +228,14 @@ impl ConnRecord {
         self.story().stage = Stage::Connect;
     }
 
-    pub(super) fn connected(&mut self, lease: Lease, took: Duration) {
+    /// It was connected, after so long: where the client names the server, to the one at the address that is `named`.
+    pub(super) fn connected(&mut self, lease: Lease, took: Duration, named: Option<SocketAddr>) {
         let mut story = self.story();
         story.stage = Stage::Relay;
-        story.reached = Reached::Backend(lease, took);
+        story.reached = match named {
+            None => Reached::Backend(lease, took),
+            Some(addr) => Reached::Named(Box::new((lease, took, addr))),
+        };
     }
 
     /// Whether the client speaks TLS.
@@ -240,7 +246,7 @@ impl ConnRecord {
     /// The backend ended it, which tells against that one if it had not said anything.
     pub(super) fn broken_off(&self) {
         let story = self.story();
-        if let (false, Reached::Backend(lease, _)) = (self.open.counts.answered.get(), &story.reached) {
+        if let (false, Some(lease)) = (self.open.counts.answered.get(), story.reached.lease()) {
             lease.unanswered();
         }
     }
@@ -306,10 +312,8 @@ impl Open {
 
     /// Whether it is connected to `endpoint`.
     pub(super) fn is_with(&self, endpoint: &Arc<Endpoint>) -> bool {
-        match &self.story.borrow().reached {
-            Reached::Backend(lease, _) => Arc::ptr_eq(lease.endpoint(), endpoint),
-            Reached::Nothing | Reached::Limit(_) | Reached::Tried(_) => false,
-        }
+        let story = self.story.borrow();
+        story.reached.lease().is_some_and(|lease| Arc::ptr_eq(lease.endpoint(), endpoint))
     }
 
     /// Its line of the access log as it is now, without an end.
@@ -321,6 +325,29 @@ impl Open {
     }
 }
 
+impl Reached {
+    /// What counts it as a connection to a backend, when it has come to one.
+    fn lease(&self) -> Option<&Lease> {
+        match self {
+            Self::Backend(lease, _) => Some(lease),
+            Self::Named(named) => Some(&named.0),
+            Self::Nothing | Self::Limit(_) | Self::Tried(_) => None,
+        }
+    }
+
+    /// The address that it was connected to, when a backend's name does not say so.
+    fn address(&self) -> Option<String> {
+        let endpoint = match self {
+            Self::Named(named) => return Some(named.2.to_string()),
+            Self::Backend(lease, _) => lease.endpoint(),
+            Self::Tried(endpoint) => endpoint,
+            Self::Nothing | Self::Limit(_) => return None,
+        };
+        // Of one that is written as an address there is no more to say.
+        Some(endpoint.target.to_string()).filter(|address| *endpoint.name != **address)
+    }
+}
+
 impl Story {
     fn line(&self, counts: &Counts, stage: Stage, end: Option<Termination>, duration: Duration) -> Line<'_> {
         let (limit, backend, took) = match &self.reached {
@@ -328,10 +355,8 @@ impl Story {
             Reached::Limit(limit) => (Some(&**limit), None, None),
             Reached::Tried(endpoint) => (None, Some(endpoint), None),
             Reached::Backend(lease, took) => (None, Some(lease.endpoint()), Some(*took)),
+            Reached::Named(named) => (None, Some(named.0.endpoint()), Some(named.1)),
         };
-        // Of one that is written as an address there is no more to say.
-        let address = backend.map(|endpoint| endpoint.target.to_string());
-        let address = address.filter(|address| backend.is_some_and(|backend| *backend.name != **address));
         Line {
             time: format_time(duration),
             id: id(self.id),
@@ -347,7 +372,7 @@ impl Story {
             reason: end.and_then(|end| end.reason),
             limit,
             backend: backend.map(|endpoint| &*endpoint.name),
-            address,
+            address: self.reached.address(),
             connect_ms: took.map(milliseconds),
             duration_ms: milliseconds(duration),
             bytes_in: counts.received.get(),
@@ -401,7 +426,7 @@ impl Meter for TrafficMeter<'_> {
                 traffic.received.increment(n as u64);
             }
         } else if !self.open.counts.answered.replace(true)
-            && let Reached::Backend(lease, _) = &self.open.story.borrow().reached
+            && let Some(lease) = self.open.story.borrow().reached.lease()
         {
             lease.answered();
         }

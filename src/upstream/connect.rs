@@ -1,7 +1,7 @@
 //! Connecting to an endpoint of a pool, and to the next one when that fails.
 
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -63,6 +63,8 @@ struct Connected {
     stream: Socket,
     /// How much of the first bytes it has taken.
     sent: usize,
+    /// Where that is, of a server that the client names.
+    named: Option<SocketAddr>,
     lease: Lease,
 }
 
@@ -184,8 +186,8 @@ impl Search<'_, '_> {
                 }
             };
             next = match self.attempt(attempt).await {
-                Ok(Connected { stream, sent, lease }) => {
-                    let connection = UpstreamConn { stream, sent, lease, took: self.start.elapsed() };
+                Ok(Connected { stream, sent, named, lease }) => {
+                    let connection = UpstreamConn { stream, sent, lease, named, took: self.start.elapsed() };
                     if let Some(left) = silent.take() {
                         answer::give_up(*left);
                     }
@@ -281,24 +283,26 @@ impl Search<'_, '_> {
             _ if endpoint.is_own() => Err(ConnectError::Loop),
             // In a box of its own, which others do not have to carry.
             Target::ServerName(port) => Box::pin(self.find(*port)).await,
-            Target::Tcp(addr) => self.reach(Place::Tcp(*addr), term).await,
-            Target::Unix(path) => self.reach(Place::Unix(path), term).await,
+            Target::Tcp(addr) => self.reach(Place::Tcp(*addr), term).await.map(|reached| (reached, None)),
+            Target::Unix(path) => self.reach(Place::Unix(path), term).await.map(|reached| (reached, None)),
         };
         match result {
-            Ok((stream, sent)) => Ok(Connected { stream, sent, lease: attempt.succeeded(term.began) }),
+            Ok(((stream, sent), named)) => {
+                Ok(Connected { stream, sent, named, lease: attempt.succeeded(term.began) })
+            }
             Err(error) => Err(self.failed(attempt, term, error)),
         }
     }
 
-    /// Tries the addresses of the server that the client names.
-    async fn find(&mut self, port: u16) -> Result<(Socket, usize), ConnectError> {
+    /// Tries the addresses of the server that the client names; gives the one that it was, too.
+    async fn find(&mut self, port: u16) -> Result<((Socket, usize), Option<SocketAddr>), ConnectError> {
         let Some((forward, name)) = self.named else { return Err(ConnectError::NoEndpoint) };
         let until = self.term().until;
         let found = self.timer.timeout_at(until, forward.find(name, port)).await;
         let mut last = ConnectError::NoEndpoint;
         for addr in found.unwrap_or(Err(ConnectError::Dns(LookupError::Timeout)))? {
             match self.reach(Place::Tcp(addr), self.term()).await {
-                Ok(connected) => return Ok(connected),
+                Ok(reached) => return Ok((reached, Some(addr))),
                 Err(error) => last = error,
             }
             if self.is_over() {

@@ -93,6 +93,13 @@ fn clients_reach_the_servers_that_they_name_and_no_others() {
             let page = host.run(|| curl(name, proxy.addr(), &ca, &["--http1.0"]));
             assert_eq!(page.code, Some(0), "{name}: {}", page.stderr);
         }
+        for (name, addr) in [("a.fwd.test", WORLD[0]), ("one.example.test", WORLD[1])] {
+            let line = proxy.access_line(name, |line| line["sni"] == name);
+            assert_eq!(
+                (&line["backend"], &line["address"]),
+                (&"sni:443".into(), &format!("{addr}:443").into())
+            );
+        }
         let connected = host.run(|| probe(proxy.addr(), &to("fallback.fwd.test")));
         // An s_server has no such tag, but it answers the hello, be it by an alert.
         assert!(!matches!(connected, Outcome::Alert(80) | Outcome::Closed | Outcome::Open), "{connected:?}");

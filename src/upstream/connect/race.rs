@@ -48,7 +48,12 @@ impl<'a> Search<'a, '_> {
                         Ok((sent, stream)) => {
                             let began = term.began;
                             runners.into_iter().for_each(|loser| loser.lost(began));
-                            return Ok(Connected { stream, sent, lease: attempt.succeeded(began) });
+                            return Ok(Connected {
+                                stream,
+                                sent,
+                                named: None,
+                                lease: attempt.succeeded(began),
+                            });
                         }
                         Err(error) => last = self.failed(attempt, term, ConnectError::from_io(error)),
                     }
