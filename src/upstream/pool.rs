@@ -240,7 +240,8 @@ impl Pool {
     fn changed(&self, endpoint: &Endpoint) {
         let mut status = endpoint.status();
         let available = endpoint.is_available();
-        tracing::info!(upstream = %self.config.name, backend = %endpoint.name, address = %endpoint.target, available,
+        // Whatever makes it so (a check, failures, a probe, an operator, a reload) has its own line, which says why.
+        tracing::debug!(upstream = %self.config.name, backend = %endpoint.name, address = %endpoint.target, available,
             "a backend changed");
         // Whom an operator takes out is left to those that it serves.
         let is_down = status.healthy == Some(false) || status.outlier.is_out();

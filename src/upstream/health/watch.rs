@@ -66,6 +66,8 @@ struct Course {
     state: Option<State>,
     expiry_warning: Option<Duration>,
     reminded: Option<Instant>,
+    /// Whether the last check said nothing about the endpoint.
+    unable: bool,
 }
 
 /// Checks an endpoint for as long as this is not dropped, and reports each check whose result says something about it.
@@ -85,6 +87,7 @@ pub async fn watch(
         state,
         expiry_warning: config.check.tls().map(|tls| tls.expiry_warning),
         reminded: None,
+        unable: false,
     };
     if let Some(state) = state {
         course.checked.metrics.set_up(state == State::Up);
@@ -125,8 +128,7 @@ impl Course {
             None => {}
         }
         let error = result.err();
-        if let Some(error) = error.as_ref().filter(|error| error.is_ours()) {
-            self.warn("a backend could not be checked", error);
+        if self.is_unable(error.as_ref()) {
             return None;
         }
         let change = self.tally.note(error.is_none());
@@ -160,9 +162,21 @@ impl Course {
         }
     }
 
-    fn warn(&self, message: &'static str, error: &CheckError) {
+    /// Whether a check that came to this says nothing about the endpoint. Told when it begins and when it is over: many
+    /// checks may lack the same.
+    fn is_unable(&mut self, error: Option<&CheckError>) -> bool {
+        let ours = error.filter(|error| error.is_ours());
+        let before = std::mem::replace(&mut self.unable, ours.is_some());
         let (upstream, backend) = (self.checked.metrics.upstream(), self.checked.metrics.backend());
-        warn!(upstream, backend, address = %self.checked.target, error = error.told(), "{message}");
+        let address = &self.checked.target;
+        match ours {
+            Some(error) if !before => {
+                warn!(upstream, backend, %address, error = error.told(), "a backend cannot be checked");
+            }
+            None if before => info!(upstream, backend, %address, "a backend can be checked again"),
+            Some(_) | None => {}
+        }
+        ours.is_some()
     }
 
     fn debug(&self, message: &'static str, error: &CheckError) {
