@@ -166,7 +166,8 @@ impl Preface {
     pub fn may_be_repeated(&self, len: usize) -> bool {
         match self {
             Self::Tls(hello) => !hello.early_data && hello.wire_len() == len,
-            Self::Other(protocol) => *protocol == Protocol::Silent,
+            Self::Startup(_) => false,
+            Self::Other(_) => len == 0,
         }
     }
 

@@ -2,7 +2,7 @@
 //! first bytes from those of a later client, they are sent to the next server; after that a connection stays where it is.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,8 +17,9 @@ use crate::support::client::{
     End, Outcome, Reply, connect, outcome, probe, read_to_end, reset, served, timed,
 };
 use crate::support::hello::{Keys, built, extension, in_records, real, sni, to};
+use crate::support::netns::{Host, with_hosts};
 use crate::support::proxy::Proxy;
-use crate::support::servers::{Server, Web};
+use crate::support::servers::{Mariadb, Server, Web};
 use crate::support::{SOON, UNLIMITED, in_parallel, until};
 use crate::upstream::refusing;
 
@@ -338,6 +339,30 @@ fn how_long_an_answer_may_take_is_for_the_configuration() {
     ] {
         assert_eq!(probe(with(answer).addr(), &to("a.test")), served(tag), "{answer}");
     }
+}
+
+/// Once it goes on it finds the connections that it was left with. It refuses hosts that close too many of them before their
+/// login; of connections that were reset it cannot tell any more whose they were.
+#[test]
+fn mariadb_does_not_refuse_the_host_that_left_it() {
+    with_hosts(|| {
+        let (host, addr) = (Host::new(), Ipv4Addr::new(10, 9, 9, 2));
+        host.execute(&format!("ip address add {addr}/32 dev lo"), "");
+        host.run(|| {
+            let (mariadb, good) = (Mariadb::counting(addr, "left.test", 3), Backend::tagged("second"));
+            let proxy = proxy_to_first(&[mariadb.addr().to_string(), good.to_string()], "");
+            mariadb.signal(Signal::STOP);
+            for _ in 0..8 {
+                assert_eq!(probe(proxy.addr(), b""), served("second"));
+            }
+            mariadb.signal(Signal::CONT);
+            // Those before it in the queue have been seen by then.
+            let mut greeting = [0; 128];
+            let n = connect(mariadb.addr()).read(&mut greeting).unwrap();
+            let text = String::from_utf8_lossy(&greeting[..n]);
+            assert!(text.contains("MariaDB") && !text.contains("blocked"), "{text}");
+        });
+    });
 }
 
 /// A group of which all are slow gets no more connections than its retries allow.

@@ -45,6 +45,7 @@ mod guard_bans;
 mod guard_limits;
 mod guard_lists;
 mod health;
+mod health_effects;
 mod hello_splits;
 mod ja4;
 mod lifecycle;

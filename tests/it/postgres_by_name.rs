@@ -22,7 +22,9 @@ struct Asked<'a> {
 
 /// Words of a connection for psql.
 fn conninfo(Asked { name, port, more }: &Asked<'_>) -> String {
-    format!("host={name} hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=10 {more}")
+    format!(
+        "host={name} hostaddr=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=10 {more}"
+    )
 }
 
 fn psql(asked: &Asked<'_>, query: &str) -> Finished {
@@ -66,7 +68,8 @@ fn each_server_is_found_by_its_name_and_seen_by_its_own_certificate() {
     let wrong = format!("sslmode=verify-full sslrootcert={}", certificate(&one).display());
     let done = psql(&Asked { name: "two.db.test", port, more: &wrong }, WHO);
     assert!(done.stderr.contains("certificate verify failed"), "{}", done.stderr);
-    let line = proxy.access_line("one", |line| line["sni"] == "one.db.test" && line["action"] == "passthrough");
+    let line =
+        proxy.access_line("one", |line| line["sni"] == "one.db.test" && line["action"] == "passthrough");
     assert_eq!(line["protocol"], "postgres");
 }
 
@@ -117,7 +120,8 @@ fn without_tls_the_database_and_the_user_choose() {
         let done = psql(&Asked { name: "x", port, more }, WHO);
         assert_eq!(done.stdout.trim(), "shop.db.test", "{}", done.stderr);
     }
-    let auditor = psql(&Asked { name: "x", port, more: "sslmode=disable user=auditor dbname=template1" }, WHO);
+    let auditor =
+        psql(&Asked { name: "x", port, more: "sslmode=disable user=auditor dbname=template1" }, WHO);
     assert!(auditor.stderr.contains("role \"auditor\" does not exist"), "of the server: {}", auditor.stderr);
     let other = psql(&Asked { name: "x", port, more: "sslmode=disable dbname=template1" }, WHO);
     assert!(other.stderr.contains("not served here"), "{}", other.stderr);
@@ -131,7 +135,11 @@ fn a_copy_of_fifty_megabytes_is_the_same_on_both_sides() {
     let asked = Asked { name: "one.db.test", port: proxy.addr().port(), more: "sslmode=require" };
     let mut rows = String::new();
     for row in 0..500_000_u64 {
-        let _ = writeln!(rows, "{row}\t{:0>92x}", u128::from(row).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+        let _ = writeln!(
+            rows,
+            "{row}\t{:0>92x}",
+            u128::from(row).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+        );
     }
     assert!(rows.len() > 49_000_000, "{} bytes", rows.len());
     let made = psql(&asked, "create unlogged table t (n bigint, body text)");
@@ -154,7 +162,8 @@ fn a_query_is_cancelled_by_a_connection_that_names_no_server() {
         Process::start(&mut command, "postgresql-client")
     };
     let (mut sleeping, mut bystander) = (sleep(&asked), sleep(&other));
-    let runs = "select count(*) from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'";
+    let runs =
+        "select count(*) from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'";
     for asked in [&asked, &other] {
         wait_for("the query to run", || psql(asked, runs).stdout.trim() == "1");
     }
@@ -162,7 +171,11 @@ fn a_query_is_cancelled_by_a_connection_that_names_no_server() {
     sleeping.signal(rustix::process::Signal::INT);
     let ended = sleeping.wait(SOON);
     assert_ne!(ended.code(), Some(0));
-    assert!(sleeping.stderr.contains("canceling statement due to user request"), "{:?}", sleeping.stderr.all());
+    assert!(
+        sleeping.stderr.contains("canceling statement due to user request"),
+        "{:?}",
+        sleeping.stderr.all()
+    );
     assert_eq!(psql(&other, runs).stdout.trim(), "1", "the other query goes on");
     bystander.signal(rustix::process::Signal::KILL);
     bystander.wait(SOON);
@@ -173,7 +186,8 @@ fn a_query_is_cancelled_by_a_connection_that_names_no_server() {
 #[test]
 fn a_request_to_cancel_of_somebody_without_a_session_goes_nowhere() {
     let ([_one, _two], proxy) = two("");
-    let request = [&16_u32.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 2]].concat();
+    let request =
+        [&16_u32.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 2]].concat();
     let reply = exchange(proxy.addr(), &[&request]);
     assert!(reply.bytes.is_empty(), "{reply:?}");
     let line = proxy.access_line("nothing", |line| line["reason"] == "cancels_nothing");

@@ -20,6 +20,10 @@ const START: Duration = Duration::from_secs(20);
 const SMALL_LOG: &str = "--innodb-log-file-size=4M";
 /// The user `nobody` of Debian, for servers that refuse to be root.
 pub(crate) const NOBODY: u32 = 65534;
+/// What begins the command of a server for which hosts have other names than for the rest of the machine.
+const UNSHARE: &str = "unshare";
+/// The first process of Postfix, whose others have users of their own.
+const POSTFIX: &str = "/usr/lib/postfix/sbin/master";
 
 /// A running server; killed when dropped.
 #[derive(Debug)]
@@ -48,6 +52,9 @@ pub(crate) struct Sshd;
 
 /// The SMTP server of Postfix for tests, which throws away what it gets.
 pub(crate) struct Smtp;
+
+/// The SMTP server of Postfix as it is installed, alone: it takes no mail.
+pub(crate) struct Postfix;
 
 /// An nginx that says which port it has, and is found at `/up` as long as it is.
 pub(crate) struct Web;
@@ -78,7 +85,32 @@ impl Postgres {
 
 impl Mariadb {
     pub(crate) fn start() -> Server {
-        let dir = own_folder();
+        let (dir, addr) = (own_folder(), address());
+        // Clients that hear the greeting and go are counted, and their host is refused after a hundred.
+        let words = Self::prepare(&dir, addr, "--max-connect-errors=1000000");
+        Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
+    }
+
+    /// One at `ip` that knows that address by a name, as it must to count its errors, and refuses it after so many.
+    pub(crate) fn counting(ip: Ipv4Addr, name: &str, errors: u32) -> Server {
+        let (dir, addr) = (own_folder(), SocketAddr::from((ip, free_port())));
+        let hosts = dir.path().join("hosts");
+        std::fs::write(&hosts, format!("{ip} {name}\n")).unwrap();
+        let hosts = hosts.display().to_string();
+        let nobody = NOBODY.to_string();
+        let named = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+        let mut words: Vec<_> =
+            [UNSHARE, "--mount", "sh", "-c", named, &hosts, "setpriv", "--reuid", &nobody]
+                .into_iter()
+                .chain(["--regid", &nobody, "--clear-groups"])
+                .map(str::to_owned)
+                .collect();
+        words.extend(Self::prepare(&dir, addr, &format!("--max-connect-errors={errors}")));
+        Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
+    }
+
+    /// Makes an empty database; gives the command that serves it at `addr`.
+    fn prepare(dir: &TempDir, addr: SocketAddr, option: &str) -> Vec<String> {
         let at = dir.path().display();
         // A server that starts removes what others have in a common one.
         let tmp = format!("--tmpdir={at}");
@@ -88,23 +120,20 @@ impl Mariadb {
             &[&install[..], &["--skip-test-db".to_owned(), SMALL_LOG.to_owned(), tmp.clone()]].concat(),
             "mariadb-server",
         );
-        let addr = address();
-        let words = vec![
+        vec![
             "mariadbd".to_owned(),
             "--no-defaults".to_owned(),
             format!("--datadir={at}/data"),
             format!("--socket={at}/socket"),
             format!("--pid-file={at}/pid"),
-            "--bind-address=127.0.0.1".to_owned(),
+            format!("--bind-address={}", addr.ip()),
             format!("--port={}", addr.port()),
             "--skip-grant-tables".to_owned(),
             "--innodb-buffer-pool-size=8M".to_owned(),
             SMALL_LOG.to_owned(),
             tmp,
-            // Clients that hear the greeting and go are counted, and their host is refused after a hundred.
-            "--max-connect-errors=1000000".to_owned(),
-        ];
-        Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
+            option.to_owned(),
+        ]
     }
 }
 
@@ -152,6 +181,34 @@ impl Smtp {
         let (dir, addr) = (own_folder(), address());
         let host = format!("{}.sink.test", addr.port());
         let words = ["/usr/sbin/smtp-sink", "-4", "-h", &host, &addr.to_string(), "16"].map(str::to_owned);
+        Server::start(dir, words.to_vec(), "postfix", None, addr)
+    }
+}
+
+impl Postfix {
+    pub(crate) fn start() -> Server {
+        assert!(geteuid().is_root(), "Postfix is started as root, whoever it becomes: run this test as root");
+        let (dir, addr) = (tempfile::tempdir().unwrap(), address());
+        let at = dir.path().display();
+        let all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), all).unwrap();
+        for folder in ["etc", "spool/pid", "spool/private", "spool/public", "data"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        let owned = ["spool/private", "spool/public", "data"].map(|folder| format!("{at}/{folder}"));
+        run(&[&["chown".to_owned(), "postfix".to_owned()], &owned[..]].concat(), "postfix");
+        let main = format!(
+            "compatibility_level = 3.6\nqueue_directory = {at}/spool\ndata_directory = {at}/data\n\
+             myhostname = {}.postfix.test\ninet_protocols = ipv4\nmydestination =\nalias_maps =\n\
+             local_recipient_maps =\nsmtpd_peername_lookup = no\nmaillog_file = /dev/stdout\n",
+            addr.port()
+        );
+        std::fs::write(dir.path().join("etc/main.cf"), main).unwrap();
+        let services = format!(
+            "{addr} inet n - n - - smtpd\npostlog unix-dgram n - n - 1 postlogd\nanvil unix - - n - 1 anvil\n"
+        );
+        std::fs::write(dir.path().join("etc/master.cf"), services).unwrap();
+        let words = [POSTFIX.to_owned(), "-c".to_owned(), format!("{at}/etc"), "-d".to_owned()];
         Server::start(dir, words.to_vec(), "postfix", None, addr)
     }
 }
@@ -268,9 +325,10 @@ fn own_folder() -> TempDir {
     dir
 }
 
-/// The command of `words`, as somebody else when the tests run as root.
+/// The command of `words`, as somebody else when the tests run as root, unless it sees to that itself.
 fn command(words: &[String]) -> Command {
-    let root = geteuid().is_root();
+    let itself = [UNSHARE, POSTFIX, "chown"].contains(&words[0].as_str());
+    let root = geteuid().is_root() && !itself;
     let nobody = NOBODY.to_string();
     let mut all = Vec::new();
     if root {
