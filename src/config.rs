@@ -25,6 +25,7 @@ mod diff;
 mod dns;
 mod error;
 mod file;
+mod first;
 mod health;
 mod limits;
 mod lists;
@@ -307,6 +308,8 @@ pub enum TestInput {
     Startup(Startup),
     /// First bytes of another protocol, or none.
     Protocol(Protocol),
+    /// These first bytes, and then a pause; never empty.
+    First(Box<[u8]>),
 }
 
 /// What must become of a [`TestCase`]; every part that is given must hold.

@@ -90,7 +90,9 @@ async fn establish<'a>(
         }
     }
     let first = First { bytes: &mut said, held: &mut held };
-    let opened = prelude::open(&mut stream, first, beginnings, limits, record, cx, timer).await;
+    let patterns = snapshot.table.patterns(&listener.name, record.client().ip());
+    let known = (limits, patterns);
+    let opened = prelude::open(&mut stream, first, beginnings, known, record, cx, timer).await;
     drop(held);
     record.received(&said);
     let opened = match opened {

@@ -12,6 +12,7 @@ mod ldap;
 mod mail;
 mod mqtt;
 mod openvpn;
+mod pattern;
 mod postgres;
 mod protocol;
 mod rdp;
@@ -26,6 +27,7 @@ mod xmpp;
 pub use client_hello::{Alpn, Assembled, ClientHello, HelloError, HelloReader};
 pub use detect::Detector;
 pub use ja4::{Ja4, Ja4Error};
+pub use pattern::{Pattern, PatternError, PatternId, Patterns};
 pub use protocol::Protocol;
 pub use server_name::{NameError, ServerName};
 
@@ -45,6 +47,8 @@ pub enum Preface {
     Tls(Box<ClientHello>),
     /// PostgreSQL in clear, with what is asked for.
     Startup(Box<Startup>),
+    /// Bytes of no known protocol that this pattern matches.
+    Pattern(PatternId),
     /// Anything else, silence included.
     Other(Protocol),
 }

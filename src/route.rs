@@ -1,10 +1,12 @@
 //! Which route takes a connection.
 //!
-//! The order is total and does not depend on the order in the file (regular expressions among themselves
-//! excepted). What the first bytes match decides first, from the most to the least specific:
+//! The order is total and does not depend on the order in the file (regular expressions over names, and over first bytes,
+//! among themselves excepted). What the first bytes match decides first, from the most to the least specific:
 //!
 //! 1. the exact name, 2. the longest wildcard, 3. regular expressions in file order, 4. `*`;
-//!    a hello without SNI only matches `none`, other protocols only their own name; 5. `protocol = "any"`.
+//!    a hello without SNI only matches `none`, other protocols only their own name, what is no known protocol
+//!    the first pattern (`begins`) in file order that matches and whose route can take it, then `unknown`;
+//!    5. `protocol = "any"`.
 //!
 //! Among routes for the same thing, those whose further conditions hold, from the most to the least
 //! specific: with `listener` before without, the longest matching `ja4` before shorter ones and none, with `alpn`
@@ -23,7 +25,7 @@ use crate::config::{
     ActionConfig, Conditions, Config, Ja4Pattern, NamePattern, NameRegex, Policies, RejectWith, RouteConfig,
     RouteKey,
 };
-use crate::peek::{ClientHello, Preface, Protocol, ServerName, Startup};
+use crate::peek::{ClientHello, Pattern, PatternId, Patterns, Preface, Protocol, ServerName, Startup};
 
 mod assertion;
 mod inside;
@@ -41,6 +43,9 @@ pub struct RouteTable {
     no_sni: Candidates,
     /// By protocol, at its discriminant.
     protocol: Box<[Candidates]>,
+    /// In file order, and the route that each belongs to.
+    patterns: Vec<Pattern>,
+    by_pattern: Vec<RouteId>,
     anything: Candidates,
     policies: Policies,
 }
@@ -116,6 +121,8 @@ pub enum Probe<'a> {
     Any,
     /// `sni = "none"`.
     NoSni,
+    /// A pattern of first bytes.
+    Begins(&'a Pattern),
     /// A protocol.
     Protocol(Protocol),
     /// `protocol = "any"`.
@@ -128,7 +135,7 @@ pub enum Verdict {
     /// All hold, and no more specific route was found: it takes the connection unless a later one of the
     /// same probe is more specific.
     Holds,
-    /// The regular expression does not match the name.
+    /// The regular expression does not match the name, or the first bytes.
     NoMatch,
     /// It is for other listeners.
     Listener,
@@ -181,6 +188,8 @@ impl RouteTable {
             any: Candidates::default(),
             no_sni: Candidates::default(),
             protocol: Protocol::ALL.map(|_| Candidates::default()).into(),
+            patterns: Vec::new(),
+            by_pattern: Vec::new(),
             anything: Candidates::default(),
             policies: config.policies,
         };
@@ -204,6 +213,10 @@ impl RouteTable {
                 Some(candidates) => candidates,
                 None => return,
             },
+            RouteKey::Begins(pattern) => {
+                self.patterns.push(pattern.clone());
+                return self.by_pattern.push(id);
+            }
             RouteKey::Anything => &mut self.anything,
         };
         candidates.0.push(id);
@@ -237,6 +250,18 @@ impl RouteTable {
         serves
     }
 
+    /// The patterns by which a route can take what comes from this client on this listener. No others are looked for: they
+    /// would keep it waiting, or stand before those that can.
+    pub fn patterns(&self, listener: &str, client: IpAddr) -> Patterns<'_> {
+        // What the hello says is no condition of such routes.
+        let preface = Preface::Other(Protocol::Unknown);
+        let query = Query { preface: &preface, client, listener };
+        Patterns::of(&self.patterns, |id| {
+            let route = self.by_pattern.get(id.index()).and_then(|id| self.routes.get(id.0));
+            route.is_some_and(|route| specificity(&route.config.conditions, &query).is_ok())
+        })
+    }
+
     /// Whether a route looks at fingerprints, which are only computed for that.
     pub fn wants_ja4(&self) -> bool {
         self.routes.iter().any(|route| route.config.conditions.ja4.is_some())
@@ -260,6 +285,8 @@ impl RouteTable {
                 Some(name) => self.find_name(name, query, &mut trace),
                 None => self.pick(&self.no_sni, Probe::NoSni, query, &mut trace),
             },
+            Preface::Pattern(id) => self.find_unknown(Some(*id), query, &mut trace),
+            Preface::Other(Protocol::Unknown) => self.find_unknown(None, query, &mut trace),
             Preface::Startup(_) | Preface::Other(_) => {
                 let protocol = query.preface.protocol();
                 self.pick(self.protocol(protocol), Probe::Protocol(protocol), query, &mut trace)
@@ -269,7 +296,7 @@ impl RouteTable {
             // Silence must be asked for by name: whoever waits long enough would else get past every rule
             // about names.
             Preface::Other(Protocol::Silent) => None,
-            Preface::Tls(_) | Preface::Startup(_) | Preface::Other(_) => {
+            Preface::Tls(_) | Preface::Startup(_) | Preface::Pattern(_) | Preface::Other(_) => {
                 self.pick(&self.anything, Probe::Anything, query, &mut trace)
             }
         };
@@ -313,6 +340,29 @@ impl RouteTable {
         self.pick(&self.any, Probe::Any, query, trace)
     }
 
+    /// The route for what is no known protocol, of which this is the first pattern that matches.
+    fn find_unknown<'a>(
+        &'a self,
+        found: Option<PatternId>,
+        query: &Query<'a>,
+        trace: &mut impl FnMut(Step<'a>),
+    ) -> Option<&'a Route> {
+        for (place, (pattern, id)) in self.patterns.iter().zip(&self.by_pattern).enumerate() {
+            let Some(route) = self.routes.get(id.0) else { continue };
+            let matches = found.is_some_and(|id| id.index() == place);
+            let verdict = match specificity(&route.config.conditions, query) {
+                Err(verdict) => verdict,
+                Ok(_) if matches => Verdict::Holds,
+                Ok(_) => Verdict::NoMatch,
+            };
+            trace(Step { probe: Probe::Begins(pattern), outcome: Some((route, verdict)) });
+            if verdict == Verdict::Holds {
+                return Some(route);
+            }
+        }
+        self.pick(self.protocol(Protocol::Unknown), Probe::Protocol(Protocol::Unknown), query, trace)
+    }
+
     /// The most specific of `candidates` whose conditions hold.
     fn pick<'a>(
         &'a self,
@@ -343,7 +393,7 @@ impl RouteTable {
                 Decision::NoRoute(NoRoute::UnknownSni, self.policies.unknown_sni)
             }
             Preface::Tls(_) => Decision::NoRoute(NoRoute::NoSni, self.policies.no_sni),
-            Preface::Startup(_) | Preface::Other(_) => {
+            Preface::Startup(_) | Preface::Pattern(_) | Preface::Other(_) => {
                 Decision::NoRoute(NoRoute::UnknownProtocol, self.policies.unknown_protocol)
             }
         }
@@ -441,7 +491,7 @@ fn asks_for(conditions: &Conditions, preface: &Preface) -> bool {
     let has = |wanted: &Option<Vec<Box<str>>>, of: fn(&Startup) -> &str| match (wanted, preface) {
         (None, _) => true,
         (Some(wanted), Preface::Startup(startup)) => wanted.iter().any(|name| **name == *of(startup)),
-        (Some(_), Preface::Tls(_) | Preface::Other(_)) => false,
+        (Some(_), Preface::Tls(_) | Preface::Pattern(_) | Preface::Other(_)) => false,
     };
     has(&conditions.databases, |startup| &startup.database) && has(&conditions.users, |startup| &startup.user)
 }
@@ -454,8 +504,9 @@ fn key_rank(key: &RouteKey, id: RouteId) -> (u8, Reverse<usize>, usize) {
         RouteKey::Sni(NamePattern::Regex(_)) => (2, Reverse(0), id.0),
         RouteKey::Sni(NamePattern::Any) => (3, Reverse(0), 0),
         RouteKey::NoSni => (4, Reverse(0), 0),
-        RouteKey::Protocol(_) => (5, Reverse(0), 0),
-        RouteKey::Anything => (6, Reverse(0), 0),
+        RouteKey::Begins(_) => (5, Reverse(0), id.0),
+        RouteKey::Protocol(_) => (6, Reverse(0), 0),
+        RouteKey::Anything => (7, Reverse(0), 0),
     }
 }
 
@@ -494,6 +545,7 @@ impl fmt::Display for Probe<'_> {
             Self::Regex => f.write_str("regular expression"),
             Self::Any => f.write_str("any name (*)"),
             Self::NoSni => f.write_str("no server name (none)"),
+            Self::Begins(pattern) => write!(f, "first bytes {pattern}"),
             Self::Protocol(protocol) => write!(f, "protocol {protocol}"),
             Self::Anything => f.write_str("any protocol"),
         }
@@ -504,7 +556,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Holds => "matches",
-            Self::NoMatch => "the expression does not match the name",
+            Self::NoMatch => "the expression does not match",
             Self::Listener => "it is for another listener",
             Self::Ja4 => "the client's fingerprint (JA4) is none of its",
             Self::Alpn => "the client offers none of its ALPN names",

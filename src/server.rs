@@ -215,8 +215,8 @@ fn bind_admin(config: &AdminConfig, inherited: &mut Inherited) -> Result<Option<
 pub fn run_assertions(config: &Config) -> Result<(), StartError> {
     let table = RouteTable::new(config);
     let first = config.listeners.first().map_or("", |listener| &*listener.name);
-    let failed: Vec<_> =
-        config.tests.iter().filter_map(|case| check_assertion(case, &table, first).err()).collect();
+    let check = |case| check_assertion(case, &table, first, config.max_hello_size).err();
+    let failed: Vec<_> = config.tests.iter().filter_map(check).collect();
     if failed.is_empty() { Ok(()) } else { Err(StartError::Assertions(failed)) }
 }
 

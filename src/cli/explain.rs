@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use super::{ConfigArg, Exit, load, print};
 use crate::config::{ActionConfig, Config, LimitConfig, Limits, RejectWith};
 use crate::guard::Acl;
-use crate::peek::{Alpn, ClientHello, Detector, HelloError, Ja4, Preface, Protocol, ServerName};
+use crate::peek::{Alpn, ClientHello, Detector, HelloError, Ja4, Patterns, Preface, Protocol, ServerName};
 use crate::route::{Decision, Query, RouteTable, Step};
 
 /// Arguments of `explain`.
@@ -64,8 +64,9 @@ impl Explain {
             }
             None => config.listeners.first().map_or_else(String::new, |listener| listener.name.to_string()),
         };
+        let table = RouteTable::new(&config);
         let mut out = String::new();
-        let preface = match self.preface(&config)? {
+        let (preface, settled) = match self.preface(&config, table.patterns(&listener, self.from))? {
             Ok(preface) => preface,
             Err(refused) => {
                 let _ = writeln!(out, "result    refused before any route is tried: {refused}");
@@ -73,8 +74,13 @@ impl Explain {
             }
         };
         describe(&mut out, &preface, self.from, &listener);
+        if settled {
+            let _ = writeln!(
+                out,
+                "          once it pauses for `silent_after`: more bytes could make it something else"
+            );
+        }
         if admission(&mut out, &config.limits, self.from, &listener) {
-            let table = RouteTable::new(&config);
             decide(
                 &mut out,
                 &config,
@@ -85,18 +91,24 @@ impl Explain {
         print(&out)
     }
 
-    /// What the client sends, or why it is refused for that.
-    fn preface(&self, config: &Config) -> anyhow::Result<Result<Preface, HelloError>> {
+    /// What the client sends, and whether it is that only when it pauses; or why it is refused for that.
+    fn preface(
+        &self,
+        config: &Config,
+        patterns: Patterns<'_>,
+    ) -> anyhow::Result<Result<(Preface, bool), HelloError>> {
         if let Some(path) = &self.hello {
             let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            return match Detector::new(config.max_hello_size).with_ja4(true).advance(&bytes) {
-                Ok(Some(preface)) => Ok(Ok(preface)),
-                Ok(None) => bail!("{} bytes are not enough to tell what it is", bytes.len()),
-                Err(refused) => Ok(Err(refused)),
+            let mut detector = Detector::new(config.max_hello_size).with_ja4(true).with_patterns(patterns);
+            return match (detector.advance(&bytes), detector.settle(&bytes)) {
+                (Ok(Some(preface)), _) => Ok(Ok((preface, false))),
+                (Ok(None), Some(preface)) => Ok(Ok((preface, true))),
+                (Ok(None), None) => bail!("{} bytes are not enough to tell what it is", bytes.len()),
+                (Err(refused), _) => Ok(Err(refused)),
             };
         }
         if let Some(protocol) = self.protocol {
-            return Ok(Ok(Preface::Other(protocol)));
+            return Ok(Ok((Preface::Other(protocol), false)));
         }
         let server_name = match self.sni.as_deref().map(|name| ServerName::parse(name.as_bytes())) {
             Some(Err(bad)) => return Ok(Err(bad.into())),
@@ -106,7 +118,7 @@ impl Explain {
         let alpn = Alpn::from_names(self.alpn.iter().map(String::as_bytes));
         let ja4 = self.ja4.clone().map(Box::new);
         let hello = ClientHello { server_name, alpn, ja4, records: 1, ..ClientHello::default() };
-        Ok(Ok(Preface::Tls(Box::new(hello))))
+        Ok(Ok((Preface::Tls(Box::new(hello)), false)))
     }
 }
 

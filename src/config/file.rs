@@ -9,6 +9,7 @@ use super::account::{GroupEntry, UserEntry};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
 use super::dns::Unlimited;
+use super::first::FirstBytes;
 use super::protocols::{ProtocolWord, ServerFirstWord, TestProtocol, WithinWord};
 use super::source::Place;
 use super::units::{Bandwidth, ByteSize, Rate};
@@ -21,7 +22,7 @@ use super::values::{
 };
 use super::{AdminAddr, DnsFamily, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
-use crate::peek::{Ja4, ServerName};
+use crate::peek::{Ja4, Pattern, ServerName};
 
 shape! {
     /// A configuration file of Portcullis.
@@ -382,6 +383,8 @@ shape! {
         listener: OneOrMany<ListenerName>,
         /// What the first bytes are, or `any` (all but `silent`); with `sni`, what is spoken inside TLS.
         protocol: OneOrMany<ProtocolWord>,
+        /// Regular expressions, of which one must match the first bytes of what is no known protocol.
+        begins: OneOrMany<Pattern>,
         /// With `sni` and `protocol`: whether TLS begins within that protocol, or is there from the first byte; either if left out.
         starttls: bool,
         /// With `protocol = "postgres"` in clear: the databases that clients may ask for.
@@ -452,6 +455,8 @@ shape! {
         database: String,
         /// With `protocol = "postgres"`: the user that it is; `postgres` if left out.
         user: String,
+        /// The first bytes that the client sends, before it pauses; `\xNN`, `\r`, `\n`, `\t`, `\0` and `\\` stand for bytes.
+        first: FirstBytes,
         /// The client's address.
         from: IpAddr,
         /// The listener it comes in on; by default the first.

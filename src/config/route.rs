@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::{Ja4Pattern, NamePattern, Origin, UpstreamConfig};
 use crate::net::ProxyVersion;
-use crate::peek::Protocol;
+use crate::peek::{Pattern, Protocol};
 
 /// A route: what it matches and what becomes of a connection that it takes.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub enum RouteKey {
     Sni(NamePattern),
     /// A TLS ClientHello without a server name (`sni = "none"`).
     NoSni,
+    /// Bytes of no known protocol that begin so.
+    Begins(Pattern),
     /// Something that is not TLS, or silence.
     Protocol(Protocol),
     /// Anything but silence (`protocol = "any"`).
@@ -125,6 +127,7 @@ impl fmt::Display for RouteKey {
         match self {
             Self::Sni(pattern) => pattern.fmt(f),
             Self::NoSni => f.write_str("none"),
+            Self::Begins(pattern) => write!(f, "begins:{pattern}"),
             Self::Protocol(protocol) => write!(f, "protocol:{protocol}"),
             Self::Anything => f.write_str("protocol:any"),
         }

@@ -17,7 +17,7 @@ use super::record::ConnRecord;
 use super::refuse::{Refusal, alert, refuse};
 use super::termination::Termination;
 use crate::net::{Moment, Scratch, Socket, Timer};
-use crate::peek::{Detector, HelloError, Preface, Protocol};
+use crate::peek::{Detector, HelloError, Patterns, Preface, Protocol};
 use crate::prelude::{PreludeError, Why};
 use crate::snapshot::{Beginnings, Snapshot};
 
@@ -86,11 +86,11 @@ pub(super) async fn read_preface(
     stream: &mut Socket,
     first: First<'_, '_>,
     scratch: &Scratch,
-    limits: Limits,
+    (limits, patterns): (Limits, Patterns<'_>),
     timer: &mut Timer<'_>,
 ) -> Result<Preface, PeekError> {
     let First { bytes, held } = first;
-    let mut detector = Detector::new(limits.max_hello).with_ja4(limits.ja4);
+    let mut detector = Detector::new(limits.max_hello).with_ja4(limits.ja4).with_patterns(patterns);
     let silent_at = limits.silent_after.map(|silent| limits.hello_by.min(timer.now() + silent));
     loop {
         if let Some(preface) = detector.advance(bytes).map_err(PeekError::Hello)? {

@@ -11,7 +11,7 @@ use super::peek::{First, Limits, PeekError, read_more, read_preface};
 use super::record::ConnRecord;
 use super::termination::{Cause, Stage, Termination};
 use crate::net::{Direction, Meter, Scratch, Socket, Timer};
-use crate::peek::{HelloError, Preface, Protocol};
+use crate::peek::{HelloError, Patterns, Preface, Protocol};
 use crate::prelude::{Prelude, Replay, ReplayError, Then};
 use crate::snapshot::Beginnings;
 
@@ -43,7 +43,7 @@ pub(super) async fn open(
     stream: &mut Socket,
     first: First<'_, '_>,
     beginnings: &Beginnings,
-    limits: Limits,
+    (limits, patterns): (Limits, Patterns<'_>),
     record: &ConnRecord,
     cx: &Context,
     timer: &mut Timer<'_>,
@@ -51,7 +51,7 @@ pub(super) async fn open(
     let First { bytes, held } = first;
     let preface = match beginnings.server_first {
         Some((protocol, Duration::ZERO)) if bytes.is_empty() => Preface::Other(protocol),
-        _ => read_preface(stream, First { bytes, held }, &cx.scratch, limits, timer).await?,
+        _ => read_preface(stream, First { bytes, held }, &cx.scratch, (limits, patterns), timer).await?,
     };
     let preface = match (preface, beginnings.server_first) {
         (Preface::Other(Protocol::Silent), Some((protocol, _))) => Preface::Other(protocol),
@@ -118,7 +118,8 @@ async fn hello(
     scratch: &Scratch,
     timer: &mut Timer<'_>,
 ) -> Result<Opened, PeekError> {
-    let preface = read_preface(stream, first, scratch, limits.without_silence(), timer).await?;
+    let known = (limits.without_silence(), Patterns::default());
+    let preface = read_preface(stream, first, scratch, known, timer).await?;
     let Preface::Tls(mut hello) = preface else { return Err(PeekError::Hello(HelloError::NotHandshake)) };
     hello.within = Some(prelude.protocol());
     if hello.server_name.is_none() {

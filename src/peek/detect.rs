@@ -2,7 +2,8 @@
 
 use super::client_hello::{ClientHello, HelloError, HelloReader};
 use super::{
-    Preface, Protocol, amqp, dns, http, ldap, mail, mqtt, openvpn, postgres, rdp, redis, socks, ssh, xmpp,
+    PatternId, Patterns, Preface, Protocol, amqp, dns, http, ldap, mail, mqtt, openvpn, postgres, rdp, redis,
+    socks, ssh, xmpp,
 };
 use crate::net::Opening;
 
@@ -70,21 +71,28 @@ impl Step {
 
 /// Finds out what a connection is from its first bytes, however they are cut.
 #[derive(Clone, Debug)]
-pub struct Detector {
+pub struct Detector<'t> {
     max_hello: usize,
     ja4: bool,
+    patterns: Patterns<'t>,
     tls: Option<HelloReader>,
 }
 
-impl Detector {
+impl<'t> Detector<'t> {
     /// A detector that lets a ClientHello take up to `max_hello` bytes on the wire.
     pub fn new(max_hello: usize) -> Self {
-        Self { max_hello, ja4: false, tls: None }
+        Self { max_hello, ja4: false, patterns: Patterns::default(), tls: None }
     }
 
     /// Whether the fingerprint of a ClientHello is wanted too.
     pub fn with_ja4(mut self, wanted: bool) -> Self {
         self.ja4 = wanted;
+        self
+    }
+
+    /// The patterns that are looked for in what is no known protocol.
+    pub fn with_patterns(mut self, patterns: Patterns<'t>) -> Self {
+        self.patterns = patterns;
         self
     }
 
@@ -121,7 +129,10 @@ impl Detector {
                 Step::No => {}
             }
         }
-        Ok((!undecided).then_some(Preface::Other(Protocol::Unknown)))
+        if undecided {
+            return Ok(None);
+        }
+        Ok(self.patterns.first(bytes).ok().map(Preface::unknown))
     }
 
     /// What a connection is of which nothing comes after `bytes`, for which [`Self::advance`] wants more: a client that
@@ -132,7 +143,7 @@ impl Detector {
             || self.tls.is_some()
             || begins_with(bytes, &TLS) != Step::No
             || Opening::of(bytes) != Opening::Other;
-        (!held).then_some(Preface::Other(Protocol::Unknown))
+        (!held).then(|| Preface::unknown(self.patterns.settle(bytes)))
     }
 
     /// Whether a connection that begins with `bytes` is TLS for good, well-formed or not.
@@ -152,11 +163,17 @@ pub(super) fn begins_with(bytes: &[u8], prefixes: &[&[u8]]) -> Step {
 }
 
 impl Preface {
+    /// What is no known protocol, and may match a pattern.
+    fn unknown(pattern: Option<PatternId>) -> Self {
+        pattern.map_or(Self::Other(Protocol::Unknown), Self::Pattern)
+    }
+
     /// The protocol; where TLS is begun within one, that one.
     pub fn protocol(&self) -> Protocol {
         match self {
             Self::Tls(hello) => hello.within.unwrap_or(Protocol::Tls),
             Self::Startup(_) => Protocol::Postgres,
+            Self::Pattern(_) => Protocol::Unknown,
             Self::Other(protocol) => *protocol,
         }
     }
@@ -166,7 +183,7 @@ impl Preface {
     pub fn may_be_repeated(&self, len: usize) -> bool {
         match self {
             Self::Tls(hello) => !hello.early_data && hello.wire_len() == len,
-            Self::Startup(_) => false,
+            Self::Startup(_) | Self::Pattern(_) => false,
             Self::Other(_) => len == 0,
         }
     }
@@ -175,7 +192,7 @@ impl Preface {
     pub fn hello(&self) -> Option<&ClientHello> {
         match self {
             Self::Tls(hello) => Some(hello),
-            Self::Startup(_) | Self::Other(_) => None,
+            Self::Startup(_) | Self::Pattern(_) | Self::Other(_) => None,
         }
     }
 }

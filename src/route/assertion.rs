@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Decision, Query, RouteTable};
 use crate::config::{ActionConfig, Expectation, ExpectedAction, Origin, RejectWith, TestCase, TestInput};
-use crate::peek::{Alpn, ClientHello, Preface};
+use crate::peek::{Alpn, ClientHello, Detector, HelloError, Preface};
 
 /// The client of a test that names none: TEST-NET-1 (RFC 5737).
 const TEST_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -30,10 +30,20 @@ impl fmt::Display for Mismatch {
     }
 }
 
+/// Why the connection of a test gets to no route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    #[error("refused before any route is tried: {0}")]
+    Hello(#[from] HelloError),
+    #[error("refused at the deadline (`timeouts.hello`): it may still become TLS or a PROXY header")]
+    Unfinished,
+}
+
 impl TestCase {
-    /// The connection that the test stands for.
-    pub fn preface(&self) -> Preface {
-        match &self.input {
+    /// The connection that the test stands for, as a listener makes it out.
+    fn preface(&self, detector: Detector<'_>) -> Result<Preface, Refused> {
+        Ok(match &self.input {
+            TestInput::First(bytes) => return made_out(bytes, detector),
             TestInput::Hello { sni, alpn, ja4, within } => Preface::Tls(Box::new(ClientHello {
                 server_name: sni.clone(),
                 alpn: Alpn::from_names(alpn.iter().map(AsRef::as_ref)),
@@ -44,31 +54,54 @@ impl TestCase {
             })),
             TestInput::Startup(startup) => Preface::Startup(Box::new(startup.clone())),
             TestInput::Protocol(protocol) => Preface::Other(*protocol),
-        }
+        })
     }
 }
 
-/// Runs `case` through `table`; `first_listener` is where it comes in unless it says otherwise.
+/// What a client is that sends these bytes and then pauses.
+fn made_out(bytes: &[u8], mut detector: Detector<'_>) -> Result<Preface, Refused> {
+    match detector.advance(bytes)? {
+        Some(preface) => Ok(preface),
+        None => detector.settle(bytes).ok_or(Refused::Unfinished),
+    }
+}
+
+/// Runs `case` through `table`; `first_listener` is where it comes in unless it says otherwise, and `max_hello` how long
+/// hellos may be.
 ///
 /// # Errors
 /// What came out, when it is not what the test expects.
-pub fn check_assertion(case: &TestCase, table: &RouteTable, first_listener: &str) -> Result<(), Mismatch> {
-    let preface = case.preface();
-    let query = Query {
-        preface: &preface,
-        client: case.from.unwrap_or(TEST_CLIENT),
-        listener: case.listener.as_deref().unwrap_or(first_listener),
+pub fn check_assertion(
+    case: &TestCase,
+    table: &RouteTable,
+    first_listener: &str,
+    max_hello: usize,
+) -> Result<(), Mismatch> {
+    let client = case.from.unwrap_or(TEST_CLIENT);
+    let listener = case.listener.as_deref().unwrap_or(first_listener);
+    let detector = Detector::new(max_hello).with_ja4(true).with_patterns(table.patterns(listener, client));
+    let (holds, actual) = match case.preface(detector) {
+        Ok(preface) => {
+            let decision = table.find(&Query { preface: &preface, client, listener });
+            (holds(&case.expect, &decision), decision.to_string())
+        }
+        Err(refused) => (case.expect.is_refusal(), refused.to_string()),
     };
-    let decision = table.find(&query);
-    if holds(&case.expect, &decision) {
+    if holds {
         return Ok(());
     }
-    Err(Mismatch {
-        name: case.name.to_string(),
-        origin: case.origin.clone(),
-        expected: case.expect.to_string(),
-        actual: decision.to_string(),
-    })
+    let (name, origin) = (case.name.to_string(), case.origin.clone());
+    Err(Mismatch { name, origin, expected: case.expect.to_string(), actual })
+}
+
+impl Expectation {
+    /// Whether it is content with a connection that no route and no policy has refused.
+    fn is_refusal(&self) -> bool {
+        self.action == Some(ExpectedAction::Reject)
+            && self.route.is_none()
+            && self.to.is_empty()
+            && self.reject.is_none()
+    }
 }
 
 fn holds(expect: &Expectation, decision: &Decision<'_>) -> bool {

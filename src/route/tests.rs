@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config::Config;
-use crate::peek::{Alpn, ClientHello, Ja4};
+use crate::peek::{Alpn, ClientHello, Detector, Ja4};
 
 fn table(routes: &str) -> RouteTable {
     let text = format!(
@@ -245,6 +245,76 @@ fn each_step_of_a_lookup_is_told() {
         ("exact name a.b.test".to_owned(), None),
         ("wildcard *.b.test".to_owned(), None),
         ("wildcard *.test".to_owned(), Some(Verdict::Holds)),
+    ];
+    assert_eq!(steps, expected);
+}
+
+/// What the table makes of these bytes, followed by a pause.
+fn by_first(table: &RouteTable, bytes: &[u8], client: &str, listener: &str) -> String {
+    let patterns = table.patterns(listener, client.parse().unwrap());
+    let mut detector = Detector::new(16384).with_patterns(patterns);
+    let preface = detector.advance(bytes).unwrap().or_else(|| detector.settle(bytes)).unwrap();
+    find(table, &preface, client, listener)
+}
+
+#[test]
+fn patterns_take_what_no_detector_knows_in_file_order_before_unknown() {
+    let table = table(
+        &[
+            route("rest", "protocol = \"unknown\""),
+            route("long", "begins = '^GIT\\x00\\d'"),
+            route("short", "begins = ['^GIT', '^HG']"),
+            route("requests", "begins = '^GET'"),
+        ]
+        .concat(),
+    );
+    for (bytes, name) in [
+        (b"GIT\x007".as_slice(), "long"),
+        (b"GIT\0x", "short"),
+        (b"GIT", "short"),
+        (b"HG!", "short"),
+        (b"GIX ", "rest"),
+        // What is a known protocol is not looked at.
+        (b"GET / HTTP/1.1\r\n", "unknown_protocol"),
+        (b"GETTING", "requests"),
+    ] {
+        assert_eq!(by_first(&table, bytes, "192.0.2.1", "a"), name, "{}", bytes.escape_ascii());
+    }
+    let shown: Vec<_> = table.precedence().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(
+        shown,
+        ["begins:^GIT\\x00\\d", "begins:^GIT", "begins:^HG", "begins:^GET", "protocol:unknown"]
+    );
+}
+
+#[test]
+fn patterns_whose_routes_cannot_take_a_connection_are_not_looked_for() {
+    let table = table(
+        &[
+            route("desk", "begins = '^ab'\nfrom = '10.1.0.0/16'"),
+            route("office", "begins = '^ab'\nfrom = '10.0.0.0/8'"),
+            route("inside", "begins = '^abc'\nlistener = 'b'"),
+            route("others", "begins = '^a'"),
+        ]
+        .concat(),
+    );
+    assert_eq!(by_first(&table, b"ab-", "10.1.2.3", "a"), "desk");
+    assert_eq!(by_first(&table, b"ab-", "10.9.2.3", "a"), "office");
+    assert_eq!(by_first(&table, b"ab-", "192.0.2.1", "a"), "others");
+    assert_eq!(by_first(&table, b"abc", "192.0.2.1", "b"), "inside");
+    let preface = Preface::Other(Protocol::Unknown);
+    let query = Query { preface: &preface, client: "192.0.2.1".parse().unwrap(), listener: "a" };
+    let mut steps = Vec::new();
+    table.find_traced(&query, |step| {
+        steps.push((step.probe.to_string(), step.outcome.map(|(_, verdict)| verdict)))
+    });
+    let expected = [
+        ("first bytes ^ab".to_owned(), Some(Verdict::From)),
+        ("first bytes ^ab".to_owned(), Some(Verdict::From)),
+        ("first bytes ^abc".to_owned(), Some(Verdict::Listener)),
+        ("first bytes ^a".to_owned(), Some(Verdict::NoMatch)),
+        ("protocol unknown".to_owned(), None),
+        ("any protocol".to_owned(), None),
     ];
     assert_eq!(steps, expected);
 }

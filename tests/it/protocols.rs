@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::support::SOON;
 use crate::support::backend::{Backend, Recorder};
-use crate::support::client::{Outcome, connect, exchange, outcome, probe, served, tag, timed};
-use crate::support::proxy::Proxy;
+use crate::support::client::{Outcome, connect, exchange, outcome, probe, probe_from, served, tag, timed};
+use crate::support::proxy::{Proxy, on_config, on_file};
 use crate::support::wait_for;
 
 /// First bytes of clients.
@@ -90,4 +90,72 @@ fn what_may_become_tls_or_a_proxy_header_is_waited_for_until_the_deadline() {
         assert!(took >= Duration::from_millis(650), "{took:?}");
     }
     assert_eq!(backend.hits(), 0);
+}
+
+#[test]
+fn patterns_of_first_bytes_choose_a_route_however_the_bytes_are_cut() {
+    let [long, short, desk, rest] = &["long", "short", "desk", "rest"].map(Backend::tagged);
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nsilent_after = '300ms'\n\
+         [[route]]\nname = 'desk'\nbegins = '^\\xca\\xfe'\nfrom = '127.0.7.9'\nto = '{desk}'\n\
+         [[route]]\nname = 'long'\nbegins = '^\\xca\\xfe\\x00+\\x01'\nto = '{long}'\n\
+         [[route]]\nname = 'short'\nbegins = ['^\\xca\\xfe', '^STAT']\nto = '{short}'\n\
+         [[route]]\nname = 'rest'\nprotocol = 'unknown'\nto = '{rest}'\n"
+    ));
+    let table: [(&[u8], &str); 6] = [
+        (b"\xca\xfe\0\0\x01 and more", "long"),
+        (b"\xca\xfe\0\0\x02 and more", "short"),
+        (b"\xca\xfe", "short"),
+        (b"STATUS?", "short"),
+        (b"STATION", "short"),
+        (b"\xca\xff", "rest"),
+    ];
+    for (bytes, tag) in table {
+        assert_eq!(probe(proxy.addr(), bytes), served(tag), "{}", bytes.escape_ascii());
+        let pieces: Vec<_> = bytes.chunks(1).collect();
+        let reply = exchange(proxy.addr(), &pieces);
+        assert_eq!(
+            reply.bytes,
+            [format!("tag:{tag}\n").as_bytes(), bytes].concat(),
+            "{}",
+            bytes.escape_ascii()
+        );
+    }
+    let line = proxy.access_line("by a pattern", |line| line["route"] == "long");
+    assert_eq!(line["protocol"], "unknown");
+    assert_eq!(probe_from([127, 0, 7, 9].into(), proxy.addr(), b"\xca\xfe\0\0\x01"), served("desk"));
+}
+
+#[test]
+fn check_tests_and_explain_know_first_bytes() {
+    let config = "listen = '127.0.0.1:0'\n\
+         [[route]]\nname = 'app'\nbegins = '^\\xca\\xfe'\nto = '127.0.0.1:9001'\n\
+         [[route]]\nname = 'shell'\nprotocol = 'ssh'\nto = '127.0.0.1:22'\n\
+         [[route]]\nname = 'rest'\nprotocol = 'unknown'\nreject = 'close'\n\
+         [[test]]\nfirst = '\\xca\\xfe\\r\\n'\nexpect = { route = 'app' }\n\
+         [[test]]\nfirst = \"SSH-2.0-x\"\nexpect = { route = 'shell' }\n\
+         [[test]]\nfirst = 'A'\nexpect = { route = 'rest', reject = 'close' }\n\
+         [[test]]\nfirst = '\\x16\\x03\\x01\\0\\0'\nexpect = 'reject'\n\
+         [[test]]\nfirst = 'PROX'\nexpect = 'reject'\n";
+    let checked = on_config("check", config, &[]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    assert!(checked.stdout.contains("5 of 5 tests") && checked.stdout.contains("^\\xca\\xfe"), "{checked:?}");
+    for (first, came) in [("SSH-", "route `shell`"), ("\\x16\\x03\\x01\\0\\0", "refused before any route")] {
+        let wrong = format!("{config}[[test]]\nfirst = '{first}'\nexpect = {{ route = 'app' }}\n");
+        let checked = on_config("check", &wrong, &[]);
+        assert_eq!(checked.code, Some(78), "{checked:?}");
+        assert!(checked.stderr.contains(came) || checked.stdout.contains(came), "{checked:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (file, path) = (dir.path().join("first.bin"), dir.path().join("portcullis.toml"));
+    std::fs::write(&path, config).unwrap();
+    let explain = |bytes: &[u8]| {
+        std::fs::write(&file, bytes).unwrap();
+        on_file("explain", &path, &["--hello", file.to_str().unwrap()])
+    };
+    let app = explain(b"\xca\xfe\r\n").stdout;
+    assert!(app.contains("first bytes ^\\xca\\xfe: route `app`") && app.contains("127.0.0.1:9001"), "{app}");
+    let rest = explain(b"A").stdout;
+    assert!(rest.contains("pauses") && rest.contains("`rest`"), "{rest}");
+    assert_ne!(explain(b"\x16").code, Some(0));
 }

@@ -53,6 +53,7 @@ fn case(table: &At<Test>, context: &Context<'_>, out: &mut Output) -> Option<Tes
             TestInput::Hello { sni: None, .. } => "no-sni".to_owned(),
             TestInput::Startup(startup) => format!("protocol:postgres:{}", startup.database),
             TestInput::Protocol(protocol) => format!("protocol:{protocol}"),
+            TestInput::First(bytes) => format!("first:{}", bytes.escape_ascii()),
         },
     };
     Some(TestCase {
@@ -65,25 +66,30 @@ fn case(table: &At<Test>, context: &Context<'_>, out: &mut Output) -> Option<Tes
     })
 }
 
-/// Exactly one of `hello` and `protocol`.
+/// Exactly one of `hello`, `protocol` and `first`.
 fn test_input(table: &At<Test>, out: &mut Output) -> Option<TestInput> {
     let test = &table.value;
-    match (test.hello.place(), test.protocol.place()) {
-        (Some(hello), Some(protocol)) => {
-            let message = "a test has either `hello` or `protocol`, not both";
-            out.report(
-                ConfigError::new(ErrorKind::Conflict, message).at(protocol).also(hello, "`hello` is here"),
-            );
-            None
-        }
-        (None, None) => {
-            let message = "the test does not say what the client sends";
-            let error = ConfigError::new(ErrorKind::MissingKey, message).at(&table.place);
-            out.report(error.hint("add `hello = { sni = \"app.example.com\" }` or `protocol = \"ssh\"`"));
-            None
-        }
-        (Some(_), None) => test.hello.given().and_then(|hello| hello_input(&hello.value)),
-        (None, Some(_)) => plain_input(test, out),
+    let all =
+        [("hello", test.hello.place()), ("protocol", test.protocol.place()), ("first", test.first.place())];
+    let mut given = all.into_iter().filter_map(|(key, place)| Some((key, place?)));
+    let Some((first, place)) = given.next() else {
+        let message = "the test does not say what the client sends";
+        let error = ConfigError::new(ErrorKind::MissingKey, message).at(&table.place);
+        out.report(error.hint(
+            "add `hello = { sni = \"app.example.com\" }`, `protocol = \"ssh\"` or `first = \"SSH-2.0-x\"`",
+        ));
+        return None;
+    };
+    if let Some((second, other)) = given.next() {
+        let message = format!("a test has either `{first}` or `{second}`, not both");
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(other);
+        out.report(error.also(place, format!("`{first}` is here")));
+        return None;
+    }
+    let bytes = || test.first.given().map(|at| TestInput::First(at.value.0.clone()));
+    match test.hello.given() {
+        Some(hello) => hello_input(&hello.value),
+        None => plain_input(test, out).or_else(bytes),
     }
 }
 

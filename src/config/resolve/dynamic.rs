@@ -55,7 +55,7 @@ pub(super) fn check(
     for (key, at) in keys.into_iter().flatten().filter(|(key, _)| is_open(key)) {
         let message = match key {
             RouteKey::Sni(_) => "every name matches, and clients would be led wherever they want",
-            RouteKey::NoSni | RouteKey::Protocol(_) | RouteKey::Anything => {
+            RouteKey::NoSni | RouteKey::Begins(_) | RouteKey::Protocol(_) | RouteKey::Anything => {
                 "without a name nobody says which server is meant"
             }
         };
@@ -95,8 +95,10 @@ fn is_open(key: &RouteKey) -> bool {
     match key {
         RouteKey::Sni(NamePattern::Exact(_) | NamePattern::Suffix(_)) => false,
         RouteKey::Sni(NamePattern::Regex(regex)) => NOBODYS.iter().all(|name| regex.is_match(name)),
-        RouteKey::Sni(NamePattern::Any) | RouteKey::NoSni | RouteKey::Protocol(_) | RouteKey::Anything => {
-            true
-        }
+        RouteKey::Sni(NamePattern::Any)
+        | RouteKey::NoSni
+        | RouteKey::Begins(_)
+        | RouteKey::Protocol(_)
+        | RouteKey::Anything => true,
     }
 }

@@ -19,7 +19,7 @@ use super::super::{
 use super::upstreams::{self, Upstreams, Written};
 use super::{Input, Output, dynamic, inside, settings, string, strings, transparent};
 use crate::net::UpstreamAddr;
-use crate::peek::Protocol;
+use crate::peek::{Patterns, Protocol};
 
 /// What [`resolve`] gives.
 pub(super) struct Routes {
@@ -57,6 +57,7 @@ pub(super) fn resolve(
         out.report(error);
     }
     inside::check_reachable(&placed, listeners, out);
+    check_patterns(&placed, out);
     let written = input.files.iter().any(|file| file.route.place().is_some());
     if !written && !input.incomplete {
         let error = ConfigError::new(ErrorKind::MissingKey, "there is no route").at(&input.top);
@@ -67,6 +68,17 @@ pub(super) fn resolve(
     let bad = input.incomplete || input.files.iter().any(|file| file.route.is_bad());
     let complete = !bad && placed.len() == input.routes().count();
     Routes { found: placed.into_iter().map(|placed| placed.route).collect(), complete }
+}
+
+/// Reports the first pattern too many.
+fn check_patterns(placed: &[Placed], out: &mut Output) {
+    let keys = placed.iter().flat_map(|placed| placed.route.keys.iter().zip(&placed.keys));
+    let mut patterns = keys.filter(|(key, _)| matches!(key, RouteKey::Begins(_)));
+    if let Some((_, place)) = patterns.nth(Patterns::MAX) {
+        let message = format!("there are more than {} patterns of first bytes", Patterns::MAX);
+        let error = ConfigError::new(ErrorKind::OutOfRange, message).at(place);
+        out.report(error.hint("join those that lead to the same backends by `|`"));
+    }
 }
 
 /// `None` when an error was reported; all errors of the route are.
@@ -158,11 +170,15 @@ fn action(
 /// What the route matches, and where that is written.
 fn keys(table: &At<Route>, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
     let route = &table.value;
-    if route.sni.is_bad() || route.protocol.is_bad() {
+    if route.sni.is_bad() || route.protocol.is_bad() || route.begins.is_bad() {
         return None;
     }
     out.check_repeated(route.sni.values(), ToString::to_string);
     out.check_repeated(route.protocol.values(), ToString::to_string);
+    out.check_repeated(route.begins.values(), ToString::to_string);
+    if let Some(begins) = route.begins.given() {
+        return begins_keys(route, &begins.place, out);
+    }
     if let Some(sni) = route.sni.given() {
         return sni_keys(route, &sni.place, out);
     }
@@ -185,6 +201,27 @@ fn keys(table: &At<Route>, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
 /// Every ClientHello: with a name and without.
 fn any_hello(place: &Place) -> [(RouteKey, Place); 2] {
     [(RouteKey::Sni(NamePattern::Any), place.clone()), (RouteKey::NoSni, place.clone())]
+}
+
+fn begins_keys(route: &Route, begins: &Place, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
+    let of_tls = [("sni", route.sni.place()), ("alpn", route.alpn.place()), ("ja4", route.ja4.place())];
+    let of_tls = of_tls.into_iter().find_map(|(key, place)| Some((key, place?)));
+    let other = route.protocol.values().iter().find(|at| at.value != ProtocolWord::Is(Protocol::Unknown));
+    let error = if let Some((key, place)) = of_tls {
+        let message = format!("`{key}` is part of TLS, and `begins` is said of what is no known protocol");
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
+        error.hint(format!("write a second `[[route]]` with `{key}`"))
+    } else if let Some(other) = other {
+        let message =
+            format!("`begins` is said of what is no known protocol, and never of `{}`", other.value);
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(&other.place);
+        error.hint("leave `protocol` out, and write a second `[[route]]` for the other one")
+    } else {
+        let keys = route.begins.values().iter();
+        return Some(keys.map(|at| (RouteKey::Begins(at.value.clone()), at.place.clone())).collect());
+    };
+    out.report(error.also(begins, "`begins` is here"));
+    None
 }
 
 fn sni_keys(route: &Route, sni: &Place, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
@@ -328,7 +365,11 @@ fn reject_target<'r>(
 ) -> Option<Target<'r>> {
     without_backends(route, ("rejects", &reject.place), out);
     let without_tls = |keys: &[(RouteKey, Place)]| {
-        keys.iter().all(|(key, _)| matches!(key, RouteKey::Protocol(protocol) if *protocol != Protocol::Tls))
+        keys.iter().all(|(key, _)| match key {
+            RouteKey::Begins(_) => true,
+            RouteKey::Protocol(protocol) => *protocol != Protocol::Tls,
+            RouteKey::Sni(_) | RouteKey::NoSni | RouteKey::Anything => false,
+        })
     };
     if reject.value == RejectWith::Alert && keys.is_some_and(without_tls) {
         let message = "an alert is a message of TLS, and the route matches what is not TLS";
@@ -447,6 +488,7 @@ fn note_match(name: &str, route: &Route, out: &mut Output) {
     };
     note("sni", strings(route.sni.values().iter().map(|at| &at.value)), route.sni.place());
     note("protocol", strings(route.protocol.values().iter().map(|at| at.value)), route.protocol.place());
+    note("begins", strings(route.begins.values().iter().map(|at| &at.value)), route.begins.place());
     note("alpn", strings(route.alpn.values().iter().map(|at| alpn_text(&at.value))), route.alpn.place());
     note("ja4", strings(route.ja4.values().iter().map(|at| &at.value)), route.ja4.place());
     note("from", strings(route.from.values().iter().map(|at| at.value)), route.from.place());
