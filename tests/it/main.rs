@@ -51,6 +51,7 @@ mod ja4;
 mod lifecycle;
 mod network;
 mod observe;
+mod one_port;
 mod passthrough;
 mod pipe_memory;
 mod postgres_by_name;

@@ -46,3 +46,129 @@ pub(crate) fn postgres(name: &str) -> Server {
         ]
     })
 }
+
+/// A Redis server that speaks only TLS, for `name`.
+pub(crate) fn redis(name: &str) -> Server {
+    let (dir, addr) = (servers::own_folder(), servers::address());
+    certify(dir.path(), name);
+    let at = dir.path().display().to_string();
+    let words = format!(
+        "redis-server --bind 127.0.0.1 --port 0 --tls-port {} --tls-auth-clients no --tls-cert-file {at}/{CERTIFICATE} \
+         --tls-key-file {at}/{KEY} --dir {at} --appendonly no",
+        addr.port()
+    );
+    Server::start(dir, split(&words), "redis-server", None, addr)
+}
+
+/// A Mosquitto broker for everybody that speaks only TLS, for `name`.
+pub(crate) fn mosquitto(name: &str) -> Server {
+    let (dir, addr) = (servers::own_folder(), servers::address());
+    certify(dir.path(), name);
+    let at = dir.path().display();
+    let config = format!(
+        "listener {} 127.0.0.1\ncertfile {at}/{CERTIFICATE}\nkeyfile {at}/{KEY}\nallow_anonymous true\n",
+        addr.port()
+    );
+    std::fs::write(dir.path().join("mosquitto.conf"), config).unwrap();
+    let words = format!("mosquitto -c {at}/mosquitto.conf");
+    Server::start(dir, split(&words), "mosquitto", None, addr)
+}
+
+/// An OpenSSH server that whoever runs the tests can log in to, with the key `id` in its folder.
+pub(crate) fn sshd() -> Server {
+    let (dir, addr) = (tempfile::tempdir().unwrap(), servers::address());
+    let at = dir.path().display();
+    for key in ["host", "id"] {
+        let generate =
+            ["env", "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f"].map(str::to_owned).to_vec();
+        servers::run(&[generate, vec![format!("{at}/{key}")]].concat(), "openssh-client");
+    }
+    if rustix::process::geteuid().is_root() {
+        // Where it separates privileges; the package's service makes it otherwise.
+        std::fs::create_dir_all("/run/sshd").unwrap();
+    }
+    let config = format!(
+        "ListenAddress {addr}\nHostKey {at}/host\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
+         PermitRootLogin prohibit-password\nAuthorizedKeysFile {at}/id.pub\nStrictModes no\n"
+    );
+    std::fs::write(dir.path().join("sshd_config"), config).unwrap();
+    let words = format!("env /usr/sbin/sshd -f {at}/sshd_config -D -e");
+    Server::start(dir, split(&words), "openssh-server", None, addr)
+}
+
+/// An OpenVPN server without a network behind it, for one client that has its certificate.
+pub(crate) fn openvpn(name: &str) -> Server {
+    let (dir, addr) = (servers::own_folder(), servers::address());
+    certify(dir.path(), name);
+    let at = dir.path().display();
+    let words = format!(
+        "openvpn --dev null --proto tcp-server --local 127.0.0.1 --lport {} --tls-server --dh none \
+         --ca {at}/{CERTIFICATE} --cert {at}/{CERTIFICATE} --key {at}/{KEY}",
+        addr.port()
+    );
+    Server::start(dir, split(&words), "openvpn", None, addr)
+}
+
+/// The SMTP server of Postfix, which begins TLS when it is asked to, for `name`.
+pub(crate) fn postfix(name: &str) -> Server {
+    servers::Postfix::with(|folder| {
+        certify(folder, name);
+        let at = folder.display();
+        format!(
+            "smtpd_tls_security_level = may\nsmtpd_tls_cert_file = {at}/{CERTIFICATE}\n\
+             smtpd_tls_key_file = {at}/{KEY}\n"
+        )
+    })
+}
+
+/// A Dovecot for `name` in which `ann` has the password `secret`. Its address is that of the protocol.
+pub(crate) fn dovecot(name: &str, protocol: &str) -> Server {
+    let (dir, addr) = (tempfile::tempdir().unwrap(), servers::address());
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    certify(dir.path(), name);
+    let at = dir.path().display();
+    let home = dir.path().join("home");
+    std::fs::create_dir(&home).unwrap();
+    chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+    let login = match protocol {
+        "sieve" => "managesieve".to_owned(),
+        other => other.to_owned(),
+    };
+    let config = format!(
+        "base_dir={at}/run\nstate_dir={at}/run\nlog_path=/dev/stderr\nprotocols={protocol}\nssl=required\n\
+         ssl_cert=<{at}/{CERTIFICATE}\nssl_key=<{at}/{KEY}\nauth_mechanisms=plain\n\
+         passdb {{\n driver=static\n args=password=secret\n}}\n\
+         userdb {{\n driver=static\n args=uid=nobody gid=nogroup home={at}/home/%u\n}}\n\
+         mail_location=maildir:{at}/home/%u\nfirst_valid_uid=1\nfirst_valid_gid=1\n\
+         service {login}-login {{\n inet_listener {protocol} {{\n address=127.0.0.1\n port={}\n }}\n\
+         inet_listener {protocol}s {{\n port=0\n }}\n}}\n",
+        addr.port()
+    );
+    std::fs::write(dir.path().join("dovecot.conf"), config).unwrap();
+    let words = format!("env dovecot -F -c {at}/dovecot.conf");
+    Server::start(dir, split(&words), "dovecot-imapd dovecot-pop3d dovecot-managesieved", None, addr)
+}
+
+/// An OpenLDAP server for `name` with the root `cn=admin,dc=test` and its password `secret`.
+pub(crate) fn slapd(name: &str) -> Server {
+    let (dir, addr) = (servers::own_folder(), servers::address());
+    certify(dir.path(), name);
+    let at = dir.path().display();
+    let db = dir.path().join("db");
+    std::fs::create_dir(&db).unwrap();
+    if rustix::process::geteuid().is_root() {
+        chown(&db, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let config = format!(
+        "include /etc/ldap/schema/core.schema\npidfile {at}/pid\nTLSCertificateFile {at}/{CERTIFICATE}\n\
+         TLSCertificateKeyFile {at}/{KEY}\ndatabase ldif\ndirectory {at}/db\nsuffix dc=test\n\
+         rootdn cn=admin,dc=test\nrootpw secret\n"
+    );
+    std::fs::write(dir.path().join("slapd.conf"), config).unwrap();
+    let words = format!("slapd -f {at}/slapd.conf -h ldap://{addr} -d 0");
+    Server::start(dir, split(&words), "slapd", None, addr)
+}
+
+fn split(words: &str) -> Vec<String> {
+    words.split_whitespace().map(str::to_owned).collect()
+}

@@ -22,6 +22,8 @@ const SMALL_LOG: &str = "--innodb-log-file-size=4M";
 pub(crate) const NOBODY: u32 = 65534;
 /// What begins the command of a server for which hosts have other names than for the rest of the machine.
 const UNSHARE: &str = "unshare";
+/// The same of one that is started as whoever runs the tests.
+pub(super) const AS_IT_IS: &str = "env";
 /// The first process of Postfix, whose others have users of their own.
 const POSTFIX: &str = "/usr/lib/postfix/sbin/master";
 
@@ -187,6 +189,11 @@ impl Smtp {
 
 impl Postfix {
     pub(crate) fn start() -> Server {
+        Self::with(|_| String::new())
+    }
+
+    /// The same with further lines of main.cf, for which files may be put into its folder.
+    pub(crate) fn with(more: impl FnOnce(&Path) -> String) -> Server {
         assert!(geteuid().is_root(), "Postfix is started as root, whoever it becomes: run this test as root");
         let (dir, addr) = (tempfile::tempdir().unwrap(), address());
         let at = dir.path().display();
@@ -203,7 +210,7 @@ impl Postfix {
              local_recipient_maps =\nsmtpd_peername_lookup = no\nmaillog_file = /dev/stdout\n",
             addr.port()
         );
-        std::fs::write(dir.path().join("etc/main.cf"), main).unwrap();
+        std::fs::write(dir.path().join("etc/main.cf"), main + &more(dir.path())).unwrap();
         let services = format!(
             "{addr} inet n - n - - smtpd\npostlog unix-dgram n - n - 1 postlogd\nanvil unix - - n - 1 anvil\n"
         );
@@ -257,7 +264,7 @@ impl Web {
 }
 
 impl Server {
-    fn start(
+    pub(super) fn start(
         dir: TempDir,
         words: Vec<String>,
         package: &'static str,
@@ -312,12 +319,12 @@ impl Server {
 }
 
 /// An address of its own.
-fn address() -> SocketAddr {
+pub(super) fn address() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))
 }
 
 /// A folder that belongs to whom the server runs as.
-fn own_folder() -> TempDir {
+pub(super) fn own_folder() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     if geteuid().is_root() {
         chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
@@ -327,7 +334,7 @@ fn own_folder() -> TempDir {
 
 /// The command of `words`, as somebody else when the tests run as root, unless it sees to that itself.
 fn command(words: &[String]) -> Command {
-    let itself = [UNSHARE, POSTFIX, "chown"].contains(&words[0].as_str());
+    let itself = [UNSHARE, POSTFIX, "chown", AS_IT_IS].contains(&words[0].as_str());
     let root = geteuid().is_root() && !itself;
     let nobody = NOBODY.to_string();
     let mut all = Vec::new();
@@ -345,7 +352,7 @@ fn words(words: &[&Path]) -> Vec<String> {
 }
 
 /// Runs a command to its end, which must be a good one.
-fn run(words: &[String], package: &str) {
+pub(super) fn run(words: &[String], package: &str) {
     let done = finish(&mut command(words), package, "");
     assert_eq!(
         done.code,
