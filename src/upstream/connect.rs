@@ -188,10 +188,10 @@ impl Search<'_, '_> {
             next = match self.attempt(attempt).await {
                 Ok(Connected { stream, sent, named, lease }) => {
                     let connection = UpstreamConn { stream, sent, lease, named, took: self.start.elapsed() };
-                    if let Some(left) = silent.take() {
-                        answer::give_up(*left);
-                    }
-                    let Some(other) = self.awaits_in_vain(&connection).await else { return Ok(connection) };
+                    let left = silent.take().map(|left| answer::give_up(*left));
+                    let Some(other) = self.awaits_in_vain(&connection, left).await else {
+                        return Ok(connection);
+                    };
                     silent = Some(Box::new(connection));
                     Ok(Some(other))
                 }

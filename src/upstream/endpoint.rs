@@ -326,7 +326,6 @@ impl Lease {
     /// The endpoint did not answer in time, and another one is tried in its place.
     pub(super) fn left(&self) {
         self.endpoint.count_failure(&ConnectError::Unanswered);
-        self.unanswered();
     }
 
     fn look_into(&self, suspicious: bool) {

@@ -9,25 +9,61 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::super::UpstreamConn;
-use super::super::endpoint::Attempt;
+use super::super::endpoint::{Attempt, Endpoint};
 use super::Search;
 use crate::net::{Moment, reset_on_close};
+
+/// What is heard first.
+enum Heard {
+    /// The backend has sent something, and goes on.
+    Answer,
+    /// It has ended, or the client has sent something or ended.
+    Other,
+}
 
 impl Search<'_, '_> {
     /// Waits for the first byte of `connection`, or its end, or that the client goes on or ends itself: then it is this one for
     /// good. Gives another endpoint to try when nothing of that comes in time. When there is none, or none may be tried, it
-    /// is this one for good as well: a slow one is better than nobody.
-    pub(super) async fn awaits_in_vain(&mut self, connection: &UpstreamConn) -> Option<Attempt> {
-        let until = self.answered_by(connection)?;
-        let (backend, client) = (&connection.stream, self.caller.socket);
-        // Nothing is read: what wakes this is what the relay waits for next, at no cost of its own.
-        let heard = poll_fn(|cx| match backend.poll_heard(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => client.poll_heard(cx),
-        });
-        if self.timer.timeout_at(until, heard).await.is_some() {
+    /// is this one for good as well: a slow one is better than nobody. `left` is the one before it that was left.
+    pub(super) async fn awaits_in_vain(
+        &mut self,
+        connection: &UpstreamConn,
+        left: Option<Arc<Endpoint>>,
+    ) -> Option<Attempt> {
+        let until = self.timer.now() + self.answer?;
+        let may_be_left = self.may_be_left(connection, until);
+        if !may_be_left && left.is_none() {
             return None;
         }
+        match (self.first_heard(connection, until).await, left) {
+            (Some(Heard::Answer), Some(left)) => self.was_outdone(&left),
+            (None, _) if may_be_left => return self.leave(connection),
+            (Some(Heard::Answer | Heard::Other) | None, _) => {}
+        }
+        None
+    }
+
+    /// Whether another endpoint may be tried when `connection` is not answered by `until`.
+    fn may_be_left(&self, connection: &UpstreamConn, until: Moment) -> bool {
+        let whole = connection.sent == self.first.len();
+        // Without time for another one there is nothing to wait for.
+        let in_time = until < self.budget;
+        let members = self.upstream.pool.members();
+        whole && in_time && members.has_others(connection.lease.endpoint(), &self.wanted.tried)
+    }
+
+    /// Nothing is read: what wakes this is what the relay waits for next, at no cost of its own.
+    async fn first_heard(&mut self, connection: &UpstreamConn, until: Moment) -> Option<Heard> {
+        let (backend, client) = (&connection.stream, self.caller.socket);
+        let heard = poll_fn(|cx| match backend.poll_heard(cx) {
+            Poll::Ready(()) if backend.poll_gone(cx, true).is_pending() => Poll::Ready(Heard::Answer),
+            Poll::Ready(()) => Poll::Ready(Heard::Other),
+            Poll::Pending => client.poll_heard(cx).map(|()| Heard::Other),
+        });
+        self.timer.timeout_at(until, heard).await
+    }
+
+    fn leave(&mut self, connection: &UpstreamConn) -> Option<Attempt> {
         let endpoint = connection.lease.endpoint();
         self.wanted.tried.add(Arc::clone(endpoint));
         let other = self.spare()?;
@@ -36,14 +72,12 @@ impl Search<'_, '_> {
         Some(other)
     }
 
-    /// Until when `connection` has to be answered; `None` when it is not left in any case.
-    fn answered_by(&self, connection: &UpstreamConn) -> Option<Moment> {
-        let until = self.timer.now() + self.answer?;
-        let whole = connection.sent == self.first.len();
-        // Without time for another one there is nothing to wait for.
-        let may = whole && until < self.budget;
-        let members = self.upstream.pool.members();
-        (may && members.has_others(connection.lease.endpoint(), &self.wanted.tried)).then_some(until)
+    /// Another endpoint answers at once what `left` had not answered. Only that tells against it: where no server speaks before
+    /// its client, one that says nothing would have them all passed over.
+    fn was_outdone(&self, left: &Endpoint) {
+        if left.strikes.unanswered() {
+            self.upstream.pool.state().stir();
+        }
     }
 
     /// Another endpoint that can be tried now.
@@ -53,8 +87,10 @@ impl Search<'_, '_> {
     }
 }
 
-/// Closes a connection that another one has taken the place of. Its backend must not take what was broken off for whole. And one
-/// that goes on later finds nobody's address on what was reset: MariaDB refuses hosts that close too often before they log in.
-pub(super) fn give_up(connection: UpstreamConn) {
+/// Closes a connection that another one has taken the place of; gives whose it was. Its backend must not take what was broken off
+/// for whole. And one that goes on later finds nobody's address on what was reset: MariaDB refuses hosts that close too often
+/// before they log in.
+pub(super) fn give_up(connection: UpstreamConn) -> Arc<Endpoint> {
     reset_on_close(&connection.stream);
+    Arc::clone(connection.lease.endpoint())
 }
