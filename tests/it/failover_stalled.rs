@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
@@ -19,7 +19,7 @@ use crate::support::client::{
 use crate::support::hello::{Keys, built, extension, in_records, real, sni, to};
 use crate::support::netns::{Host, with_hosts};
 use crate::support::proxy::Proxy;
-use crate::support::servers::{Mariadb, Server, Web};
+use crate::support::servers::{Mariadb, Redis, Server, Web};
 use crate::support::{SOON, UNLIMITED, in_parallel, until};
 use crate::upstream::refusing;
 
@@ -133,18 +133,25 @@ fn one_is_stopped(count: usize, rate: f64, keys: &str) -> Proxy {
     let servers = three_nginx();
     let names: Vec<_> = servers.iter().map(|server| server.addr().to_string()).collect();
     let (browser, proxy) = (Browser::new(&servers), proxy_to(&names, CONNECT, keys));
-    let (start, seen) = (Instant::now(), Mutex::new(Vec::new()));
+    let (start, seen, stopped) = (Instant::now(), Mutex::new(Vec::new()), OnceLock::new());
     in_parallel(64, count, |number| {
         let at = start + Duration::from_secs_f64(number as f64 / rate);
         // The pace is the load.
         std::thread::sleep(at.saturating_duration_since(Instant::now()));
         if number == count / 3 {
             servers[1].signal(Signal::STOP);
+            stopped.set(Instant::now()).unwrap();
         }
-        let served = browser.served(proxy.addr());
-        seen.lock().unwrap().push(served);
+        let begun = Instant::now();
+        let (took, served) = browser.served(proxy.addr());
+        seen.lock().unwrap().push((begun, took, served));
     });
-    let seen = seen.into_inner().unwrap();
+    let (seen, stopped) = (seen.into_inner().unwrap(), *stopped.get().unwrap());
+    // Those that it was about to serve when it was stopped are lost with it: it had begun to answer.
+    let was_open = |begun: Instant, took: Duration| begun < stopped && begun + took > stopped;
+    let new = seen.into_iter().filter(|(begun, took, _)| !was_open(*begun, *took));
+    let seen: Vec<_> = new.map(|(_, took, served)| (took, served)).collect();
+    assert!(seen.len() + 10 > count, "only {} are new", seen.len());
     let failed = seen.iter().filter(|(_, served)| !served).count();
     let longest = seen.iter().map(|(took, _)| *took).max().unwrap();
     println!("{failed} of {} failed, the longest took {longest:?}", seen.len());
@@ -339,6 +346,25 @@ fn how_long_an_answer_may_take_is_for_the_configuration() {
     ] {
         assert_eq!(probe(with(answer).addr(), &to("a.test")), served(tag), "{answer}");
     }
+}
+
+/// Servers that wait for their clients say nothing to those that say nothing, and are well all the same.
+#[test]
+fn clients_that_say_nothing_to_servers_that_wait_for_them_tell_nothing_against_these() {
+    let servers = [Redis::start(), Redis::start(), Redis::start()];
+    let names: Vec<_> = servers.iter().map(|server| server.addr().to_string()).collect();
+    let proxy = proxy_to(&names, SHORT, "eject = 2\nretry_budget = 'off'");
+    let quiet: Vec<_> = (0..12).map(|_| connect(proxy.addr())).collect();
+    let moved = || names.iter().map(|name| unanswered(&proxy, name)).sum::<f64>();
+    until("all to be moved", SOON, || (moved() >= 12.0).then_some(()));
+    for mut stream in quiet {
+        stream.write_all(b"PING\r\n").unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut answer = [0; 7];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+PONG\r\n");
+    }
+    assert!(proxy.metrics().sum("portcullis_upstream_ejections_total", &[("upstream", "u")]) < 0.5);
 }
 
 /// Once it goes on it finds the connections that it was left with. It refuses hosts that close too many of them before their
