@@ -168,6 +168,16 @@ impl Pool {
         state.count_retry(may);
         may
     }
+
+    /// The same for one that has a connection to a backend that is silent. When all are slow, these leave enough to those that
+    /// have none.
+    fn may_move(&self) -> bool {
+        let state = self.state();
+        let now = Instant::now();
+        let may = self.config().retry_budget.is_none_or(|percent| state.retries.take_spare(percent, now));
+        state.count_retry(may);
+        may
+    }
 }
 
 impl Search<'_, '_> {

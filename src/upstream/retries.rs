@@ -47,6 +47,15 @@ impl Retries {
     /// Counts a retry if retries are at most so many `percent` of the connections then, beyond the free ones; whether it
     /// did.
     pub(super) fn take(&self, percent: u32, now: Instant) -> bool {
+        self.take_below(percent, 1, now)
+    }
+
+    /// The same as long as they are at most half as many: for who can do without.
+    pub(super) fn take_spare(&self, percent: u32, now: Instant) -> bool {
+        self.take_below(percent, 2, now)
+    }
+
+    fn take_below(&self, percent: u32, part: u64, now: Instant) -> bool {
         let number = self.number(now);
         let (mut connections, mut retries) = (0, 0);
         for slot in &self.slots {
@@ -58,7 +67,7 @@ impl Retries {
             }
         }
         // Other threads may take at the same time: each may be one too many.
-        let allowed = retries < FLOOR * WINDOW + connections * u64::from(percent) / 100;
+        let allowed = retries < (FLOOR * WINDOW + connections * u64::from(percent) / 100) / part;
         if allowed {
             self.count(now, |second| second.retries += 1);
         }
@@ -118,6 +127,16 @@ mod tests {
         assert_eq!(taken(&retries, 20, start), 200);
         assert_eq!(taken(&retries, 50, start), 300);
         assert_eq!(taken(&retries, 0, start), 0);
+    }
+
+    #[test]
+    fn half_of_them_are_for_those_that_cannot_do_without() {
+        let start = Instant::now();
+        let retries = Retries::new(start);
+        (0..1000).for_each(|_| retries.connection(start));
+        assert_eq!((0..10_000).take_while(|_| retries.take_spare(20, start)).count(), 150);
+        assert_eq!(taken(&retries, 20, start), 150);
+        assert!(!retries.take_spare(20, start));
     }
 
     #[test]

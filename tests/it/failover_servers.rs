@@ -20,6 +20,9 @@ const RATE: f64 = 60.0;
 /// What all attempts of a connection may take on a busy machine, with `timeouts.connect` of these proxies.
 const LONGEST: Duration = Duration::from_millis(2500);
 
+/// A further key of `timeouts`, where it is not about answers: on a busy machine they may come late.
+const PATIENT: &str = ", answer = 'off'";
+
 /// A kind of server, and how it is known by its first words.
 struct Kind {
     start: fn() -> Server,
@@ -106,7 +109,7 @@ impl Kind {
 
     fn one_is_killed(&self) {
         let servers = self.three();
-        let proxy = proxy_to(&servers, "");
+        let proxy = proxy_to(&servers, PATIENT, "");
         self.serves_all_the_same(proxy.addr(), || servers[1].signal(Signal::KILL));
         assert!(ejections(&proxy) >= 1.0);
     }
@@ -116,7 +119,7 @@ impl Kind {
             let host = Host::new();
             host.run(|| {
                 let servers = self.three();
-                let proxy = proxy_to(&servers, "");
+                let proxy = proxy_to(&servers, PATIENT, "");
                 let cut = servers[1].addr().port();
                 self.serves_all_the_same(proxy.addr(), || {
                     host.filter(&format!(
@@ -133,7 +136,7 @@ impl Kind {
     fn one_is_stopped(&self) {
         let servers = self.three();
         // On a busy machine the others may be late too, and use up what there is of retries.
-        let proxy = proxy_to(&servers, "retry_budget = 'off'");
+        let proxy = proxy_to(&servers, "", "retry_budget = 'off'");
         self.serves_all_the_same(proxy.addr(), || servers[1].signal(Signal::STOP));
         assert!(ejections(&proxy) >= 1.0);
         let labels = [("reason", "unanswered"), ("backend", &*servers[1].addr().to_string())];
@@ -146,7 +149,7 @@ impl Kind {
         let servers = self.three();
         let health =
             format!("health = {{ check = '{check}', interval = '500ms', timeout = '400ms', fall = 2 }}");
-        let proxy = proxy_to(&servers, &health);
+        let proxy = proxy_to(&servers, "", &health);
         let stopped = servers[1].addr().to_string();
         let labels = [("upstream", "u"), ("backend", stopped.as_str())];
         proxy.wait_metric("portcullis_upstream_healthy", &labels, 1.0);
@@ -156,10 +159,10 @@ impl Kind {
     }
 }
 
-fn proxy_to(servers: &[Server], keys: &str) -> Proxy {
+fn proxy_to(servers: &[Server], timeouts: &str, keys: &str) -> Proxy {
     let servers: Vec<_> = servers.iter().map(|server| format!("'{}'", server.addr())).collect();
     Proxy::start(&format!(
-        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nsilent_after = '20ms'\n{UNLIMITED}timeouts = {{ connect = '500ms' }}\n\
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nsilent_after = '20ms'\n{UNLIMITED}timeouts = {{ connect = '500ms'{timeouts} }}\n\
          [[upstream]]\nname = 'u'\nto = [{}]\n{keys}\n\
          [[route]]\nprotocol = 'any'\nupstream = 'u'\n[[route]]\nprotocol = 'silent'\nupstream = 'u'\n",
         servers.join(", ")

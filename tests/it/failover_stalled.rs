@@ -410,6 +410,6 @@ fn moves_are_retries_and_what_may_not_move_stays() {
     let of = |wanted: &Outcome| outcomes.iter().filter(|outcome| *outcome == wanted).count();
     let (moved, stayed) = (of(&served("second")), of(&Outcome::Open));
     assert_eq!(moved + stayed, 150, "{outcomes:?}");
-    // A hundred in ten seconds are free, and a hundredth of all beside them.
-    assert!((100..=102).contains(&moved), "{moved}");
+    // A hundred in ten seconds are free, and a hundredth of all beside them; half of that is for those without a backend.
+    assert!((50..=52).contains(&moved), "{moved}");
 }

@@ -83,7 +83,7 @@ impl Search<'_, '_> {
     /// Another endpoint that can be tried now.
     pub(super) fn spare(&self) -> Option<Attempt> {
         let pool = &self.upstream.pool;
-        pool.take(&self.wanted, self.start).filter(|_| pool.may_retry())
+        pool.take(&self.wanted, self.start).filter(|_| pool.may_move())
     }
 }
 
