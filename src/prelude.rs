@@ -6,7 +6,12 @@
 //! forgotten by both, as the RFCs of these protocols demand.
 //!
 //! Bytes that a peer sends together with its last word in clear are refused: it could not have known yet that TLS begins, so
-//! they were put there by somebody who wants them to be taken for a part of the session (CVE-2011-0411).
+//! they were put there by somebody who wants them to be taken for a part of the session (CVE-2011-0411). Clients of MySQL alone
+//! begin TLS unasked: what they send with their last word must be the beginning of a ClientHello.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::peek::{Protocol, ServerName, Startup};
 
@@ -14,6 +19,7 @@ mod ftp;
 mod imap;
 mod ldap;
 mod lines;
+mod mysql;
 mod pop3;
 mod postgres;
 mod refusal;
@@ -22,6 +28,7 @@ mod smtp;
 mod xml;
 mod xmpp;
 
+pub use mysql::MYSQL_VERSION;
 pub use refusal::{Why, refusal};
 
 /// What a client may say in clear in all, in bytes: a command or two.
@@ -35,7 +42,8 @@ pub struct Greeting {
     /// The name of the server, as in the greeting of SMTP (RFC 5321 §4.3.1): a host name, which stands in lines and between quotes
     /// as it is.
     pub name: Box<str>,
-    /// The version that a MySQL server claims to be.
+    /// The version that a MySQL server claims to be, as [`MYSQL_VERSION`]: it must suit the backends, because clients choose
+    /// collation and statements by it.
     pub mysql_version: Box<str>,
 }
 
@@ -51,6 +59,7 @@ pub struct Prelude {
 #[derive(Debug)]
 enum Side {
     Postgres(postgres::Server),
+    Mysql(mysql::Server),
     Smtp(smtp::Server),
     Imap(imap::Server),
     Pop3(pop3::Server),
@@ -76,7 +85,7 @@ pub struct Heard {
 pub enum Then {
     /// More messages.
     GoOn,
-    /// The client begins TLS with its next byte.
+    /// The client begins TLS with its next byte, which may be there already where no answer is awaited (MySQL).
     StartTls,
     /// It goes on in clear; the message is none of the prelude's, and is to be passed on.
     Clear(Box<Startup>),
@@ -109,6 +118,7 @@ pub struct Replay {
 #[derive(Debug)]
 enum Player {
     Postgres,
+    Mysql(mysql::Request),
     Smtp(smtp::Client),
     Imap(imap::Client),
     Pop3(pop3::Client),
@@ -149,6 +159,7 @@ impl Prelude {
         let name = &greeting.name;
         let side = match protocol {
             Protocol::Postgres => Side::Postgres(postgres::Server::default()),
+            Protocol::Mysql => Side::Mysql(mysql::Server::new(&greeting.mysql_version, unique())),
             Protocol::Smtp => Side::Smtp(smtp::Server::new(name)),
             Protocol::Imap => Side::Imap(imap::Server::new(name)),
             Protocol::Pop3 => Side::Pop3(pop3::Server::new(name)),
@@ -175,6 +186,7 @@ impl Prelude {
     pub fn opening(&self) -> Vec<u8> {
         match &self.side {
             Side::Postgres(_) | Side::Ldap | Side::Xmpp(_) => Vec::new(),
+            Side::Mysql(server) => server.opening(),
             Side::Smtp(server) => server.opening(),
             Side::Imap(server) => server.opening(),
             Side::Pop3(server) => server.opening(),
@@ -190,6 +202,7 @@ impl Prelude {
     pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<Heard>, PreludeError> {
         let heard = match &mut self.side {
             Side::Postgres(server) => server.advance(bytes)?,
+            Side::Mysql(server) => server.advance(bytes)?,
             Side::Smtp(server) => server.advance(bytes)?,
             Side::Imap(server) => server.advance(bytes)?,
             Side::Pop3(server) => server.advance(bytes)?,
@@ -205,7 +218,7 @@ impl Prelude {
         if self.heard > MAX_MESSAGES {
             return Err(PreludeError::TooMuch);
         }
-        if heard.then == Then::StartTls && bytes.len() > heard.len {
+        if heard.then == Then::StartTls && self.side.awaits_answer() && bytes.len() > heard.len {
             return Err(PreludeError::Injection);
         }
         Ok(Some(heard))
@@ -216,6 +229,7 @@ impl Prelude {
         match &self.side {
             Side::Xmpp(server) => server.server_name(),
             Side::Postgres(_)
+            | Side::Mysql(_)
             | Side::Smtp(_)
             | Side::Imap(_)
             | Side::Pop3(_)
@@ -229,6 +243,7 @@ impl Prelude {
     pub fn replay(&self) -> Replay {
         let side = match &self.side {
             Side::Postgres(_) => Player::Postgres,
+            Side::Mysql(server) => Player::Mysql(server.request()),
             Side::Smtp(server) => Player::Smtp(server.replay()),
             Side::Imap(_) => Player::Imap(imap::Client::default()),
             Side::Pop3(_) => Player::Pop3(pop3::Client::default()),
@@ -241,14 +256,35 @@ impl Prelude {
     }
 }
 
+impl Side {
+    /// Whether a client that asks for TLS must be answered before it may begin it.
+    fn awaits_answer(&self) -> bool {
+        match self {
+            // Nothing is said to an SSLRequest, so the ClientHello may come with it.
+            Self::Mysql(_) => false,
+            Self::Postgres(_)
+            | Self::Smtp(_)
+            | Self::Imap(_)
+            | Self::Pop3(_)
+            | Self::Sieve(_)
+            | Self::Ftp(_)
+            | Self::Ldap
+            | Self::Xmpp(_) => true,
+        }
+    }
+}
+
 impl Replay {
     /// What is said first of all; empty where the backend speaks first.
     pub fn opening(&self) -> Vec<u8> {
         match &self.side {
             Player::Postgres => postgres::SSL_REQUEST.to_vec(),
-            Player::Smtp(_) | Player::Imap(_) | Player::Pop3(_) | Player::Sieve(_) | Player::Ftp(_) => {
-                Vec::new()
-            }
+            Player::Mysql(_)
+            | Player::Smtp(_)
+            | Player::Imap(_)
+            | Player::Pop3(_)
+            | Player::Sieve(_)
+            | Player::Ftp(_) => Vec::new(),
             Player::Ldap => ldap::request(),
             Player::Xmpp(client) => client.opening(),
         }
@@ -261,6 +297,7 @@ impl Replay {
     pub fn advance(&mut self, bytes: &[u8]) -> Result<Option<Told>, ReplayError> {
         let told = match &mut self.side {
             Player::Postgres => postgres::told(bytes)?,
+            Player::Mysql(request) => request.told(bytes)?,
             Player::Smtp(client) => client.advance(bytes)?,
             Player::Imap(client) => client.advance(bytes)?,
             Player::Pop3(client) => client.advance(bytes)?,
@@ -275,6 +312,14 @@ impl Replay {
             told => Ok(told),
         }
     }
+}
+
+/// A number that no other connection has, and that nobody can tell beforehand: a count under a hash of a random key. No secret
+/// hangs on it, since nobody authenticates by it before TLS.
+fn unique() -> u64 {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 #[cfg(test)]

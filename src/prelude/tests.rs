@@ -143,7 +143,7 @@ pub(super) fn refuses(
 fn what_has_starttls_has_a_prelude() {
     for protocol in Protocol::ALL {
         let has = Prelude::new(protocol, &greeting()).is_some();
-        assert_eq!(has, protocol.has_starttls() && protocol != Protocol::Mysql, "{protocol}");
+        assert_eq!(has, protocol.has_starttls(), "{protocol}");
     }
 }
 

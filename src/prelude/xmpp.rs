@@ -1,12 +1,8 @@
 //! XMPP (RFC 6120), of clients and of servers, up to STARTTLS (§5).
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::lines::{heard, ready, told};
 use super::xml::{Element, Kind, NotXml, Tag, element, escape, tag};
-use super::{Heard, PreludeError, ReplayError, Then, Told};
+use super::{Heard, PreludeError, ReplayError, Then, Told, unique};
 use crate::peek::ServerName;
 
 const STREAMS: &str = "http://etherx.jabber.org/streams";
@@ -126,7 +122,7 @@ impl Server {
             to: header.from.clone(),
             from: Some(header.to.clone().unwrap_or_else(|| self.name.to_string())),
         };
-        let beginning = reply.write(&format!(" id='{:016x}'", stream_id()));
+        let beginning = reply.write(&format!(" id='{:016x}'", unique()));
         if let Some(condition) = wrong {
             return heard(len, beginning + &error(condition, ""), Then::Close);
         }
@@ -165,14 +161,6 @@ fn header(bytes: &[u8]) -> Result<Option<(Tag<'_>, usize)>, NotXml> {
     if begins { Ok(Some((stream, len))) } else { Err(NotXml) }
 }
 
-/// An id that no other stream has, and that nobody can tell beforehand (§4.7.3): a count under a hash of a random key. No secret
-/// hangs on it, since nobody authenticates by it before TLS.
-fn stream_id() -> u64 {
-    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    KEY.hash_one(COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
 /// The error that ends a stream (§4.9), and its end.
 fn error(condition: &str, text: &str) -> String {
     const NAMESPACE: &str = "urn:ietf:params:xml:ns:xmpp-streams";
@@ -189,7 +177,7 @@ pub(super) fn refusal(said: &[u8], condition: &str, text: &str) -> Vec<u8> {
     let beginning = match header(said) {
         Ok(Some((tag, _))) => {
             let Header { talk, to, from } = Header::read(&tag).0;
-            Header { talk, to: from, from: to }.write(&format!(" id='{:016x}'", stream_id()))
+            Header { talk, to: from, from: to }.write(&format!(" id='{:016x}'", unique()))
         }
         Ok(None) | Err(NotXml) => String::new(),
     };
@@ -305,7 +293,7 @@ mod tests {
 
     #[test]
     fn ids_are_of_one_stream() {
-        let ids: std::collections::HashSet<u64> = (0..1000).map(|_| stream_id()).collect();
+        let ids: std::collections::HashSet<u64> = (0..1000).map(|_| unique()).collect();
         assert_eq!(ids.len(), 1000);
     }
 

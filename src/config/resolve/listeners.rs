@@ -17,7 +17,7 @@ use super::super::units::duration_text;
 use super::{Input, Output, settings, string, strings};
 use crate::net::ListenAddr;
 use crate::peek::{Protocol, ServerName};
-use crate::prelude::Greeting;
+use crate::prelude::{Greeting, MYSQL_VERSION};
 
 /// Name of the listener that `listen` makes.
 const DEFAULT_NAME: &str = "default";
@@ -25,9 +25,6 @@ const DEFAULT_NAME: &str = "default";
 /// Clients of protocols where the server speaks first wait; one round trip round the world is 0.4 s, and a
 /// lost segment is sent again after 1 s (RFC 6298 §2).
 const SILENT_AFTER: Duration = Duration::from_secs(2);
-
-/// What clients of MySQL are told that servers are, unless it is said: they go by that before they have seen the server.
-const MYSQL_VERSION: &str = "8.0.36";
 
 /// What a listener says beside its name and addresses.
 #[derive(Clone, Copy)]
