@@ -49,6 +49,7 @@ mod health_effects;
 mod hello_splits;
 mod ja4;
 mod lifecycle;
+mod mysql_by_name;
 mod network;
 mod observe;
 mod one_port;

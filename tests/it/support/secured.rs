@@ -172,3 +172,27 @@ pub(crate) fn slapd(name: &str) -> Server {
 fn split(words: &str) -> Vec<String> {
     words.split_whitespace().map(str::to_owned).collect()
 }
+
+/// A MariaDB server with TLS for `name`, whose host name it has, and the accounts `native`, `ed` and `open`: the first two have the
+/// password `secret` by `mysql_native_password` and `ed25519`, the last has none.
+pub(crate) fn mariadb(name: &str) -> Server {
+    servers::Mariadb::with(|folder| {
+        certify(folder, name);
+        let accounts = folder.join("accounts.sql");
+        let statements = [
+            "INSTALL SONAME 'auth_ed25519';",
+            "CREATE USER native@'%' IDENTIFIED VIA mysql_native_password USING PASSWORD('secret');",
+            "CREATE USER ed@'%' IDENTIFIED VIA ed25519 USING PASSWORD('secret');",
+            "CREATE USER open@'%' IDENTIFIED BY '';",
+            "",
+        ];
+        std::fs::write(&accounts, statements.join("\n")).unwrap();
+        let file = |file: &str| folder.join(file).display().to_string();
+        vec![
+            format!("--init-file={}", accounts.display()),
+            format!("--ssl-cert={}", file(CERTIFICATE)),
+            format!("--ssl-key={}", file(KEY)),
+            format!("--report-host={name}"),
+        ]
+    })
+}

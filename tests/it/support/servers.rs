@@ -89,7 +89,15 @@ impl Mariadb {
     pub(crate) fn start() -> Server {
         let (dir, addr) = (own_folder(), address());
         // Clients that hear the greeting and go are counted, and their host is refused after a hundred.
-        let words = Self::prepare(&dir, addr, "--max-connect-errors=1000000");
+        let words = Self::prepare(&dir, addr, &["--max-connect-errors=1000000", "--skip-grant-tables"]);
+        Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
+    }
+
+    /// One with these options instead of letting everybody in, for which files may be put into its folder.
+    pub(crate) fn with(options: impl FnOnce(&Path) -> Vec<String>) -> Server {
+        let (dir, addr) = (own_folder(), address());
+        let mut words = Self::prepare(&dir, addr, &["--max-connect-errors=1000000"]);
+        words.extend(options(dir.path()));
         Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
     }
 
@@ -107,12 +115,13 @@ impl Mariadb {
                 .chain(["--regid", &nobody, "--clear-groups"])
                 .map(str::to_owned)
                 .collect();
-        words.extend(Self::prepare(&dir, addr, &format!("--max-connect-errors={errors}")));
+        let errors = format!("--max-connect-errors={errors}");
+        words.extend(Self::prepare(&dir, addr, &[&errors, "--skip-grant-tables"]));
         Server::start(dir, words, "mariadb-server", Some("ready for connections"), addr)
     }
 
     /// Makes an empty database; gives the command that serves it at `addr`.
-    fn prepare(dir: &TempDir, addr: SocketAddr, option: &str) -> Vec<String> {
+    fn prepare(dir: &TempDir, addr: SocketAddr, options: &[&str]) -> Vec<String> {
         let at = dir.path().display();
         // A server that starts removes what others have in a common one.
         let tmp = format!("--tmpdir={at}");
@@ -122,7 +131,7 @@ impl Mariadb {
             &[&install[..], &["--skip-test-db".to_owned(), SMALL_LOG.to_owned(), tmp.clone()]].concat(),
             "mariadb-server",
         );
-        vec![
+        let mut words = vec![
             "mariadbd".to_owned(),
             "--no-defaults".to_owned(),
             format!("--datadir={at}/data"),
@@ -130,12 +139,12 @@ impl Mariadb {
             format!("--pid-file={at}/pid"),
             format!("--bind-address={}", addr.ip()),
             format!("--port={}", addr.port()),
-            "--skip-grant-tables".to_owned(),
             "--innodb-buffer-pool-size=8M".to_owned(),
             SMALL_LOG.to_owned(),
             tmp,
-            option.to_owned(),
-        ]
+        ];
+        words.extend(options.iter().map(|option| (*option).to_owned()));
+        words
     }
 }
 
