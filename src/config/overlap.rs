@@ -162,7 +162,8 @@ fn begins(conditions: &Conditions) -> Vec<Choice<'_>> {
     let within = conditions.inside.iter().flatten().filter(|protocol| protocol.has_starttls());
     let within =
         within.filter(|_| conditions.starttls != Some(false)).map(|protocol| Choice::Within(*protocol));
-    let at_once = (conditions.starttls != Some(true)).then_some(Choice::None);
+    let at_once = conditions.starttls != Some(true) && conditions.may_be_tls_at_once();
+    let at_once = at_once.then_some(Choice::None);
     at_once.into_iter().chain(within).collect()
 }
 

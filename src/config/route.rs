@@ -152,6 +152,11 @@ impl RouteConfig {
 }
 
 impl Conditions {
+    /// Whether TLS that is there from the first byte may be for one of the protocols inside.
+    pub fn may_be_tls_at_once(&self) -> bool {
+        self.inside.as_ref().is_none_or(|inside| inside.iter().any(|protocol| protocol.is_spoken_in_tls()))
+    }
+
     /// Whether they hold for a connection that came in on this listener, as far as that goes.
     pub fn listens_on(&self, listener: &str) -> bool {
         self.listeners.as_ref().is_none_or(|names| names.iter().any(|name| **name == *listener))

@@ -133,6 +133,12 @@ impl Protocol {
         }
     }
 
+    /// Whether it may be spoken inside TLS that is there from the first byte.
+    pub const fn is_spoken_in_tls(self) -> bool {
+        // The greeting of its servers, before all else, says whether they speak TLS.
+        !matches!(self, Self::Mysql)
+    }
+
     /// Whether TLS can be begun within it, which then goes on inside.
     pub const fn has_starttls(self) -> bool {
         match self {

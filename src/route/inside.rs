@@ -25,7 +25,7 @@ pub(super) fn check(conditions: &Conditions, hello: &ClientHello) -> Result<(), 
     let inside = conditions.inside.as_deref().unwrap_or_default();
     let begun = match hello.within {
         Some(within) => inside.contains(&within) && conditions.starttls != Some(false),
-        None => conditions.starttls != Some(true),
+        None => conditions.starttls != Some(true) && conditions.may_be_tls_at_once(),
     };
     if !begun {
         return Err(Mismatch::Begin);
@@ -85,8 +85,8 @@ mod tests {
 
     #[test]
     fn tls_within_a_protocol_is_for_routes_of_it_alone() {
-        use Protocol::{Imap, Postgres, Smtp};
-        let table: [(&[Protocol], Option<bool>, Option<Protocol>, bool); 11] = [
+        use Protocol::{Imap, Mysql, Postgres, Smtp};
+        let table: [(&[Protocol], Option<bool>, Option<Protocol>, bool); 13] = [
             (&[], None, None, true),
             (&[], None, Some(Smtp), false),
             (&[Smtp], None, Some(Smtp), true),
@@ -98,6 +98,8 @@ mod tests {
             (&[Smtp], Some(false), Some(Smtp), false),
             (&[Smtp], Some(false), None, true),
             (&[Postgres], None, Some(Postgres), true),
+            (&[Mysql], None, Some(Mysql), true),
+            (&[Mysql], None, None, false),
         ];
         for (inside, starttls, within, holds) in table {
             let expected = if holds { Ok(()) } else { Err(Mismatch::Begin) };
@@ -111,13 +113,13 @@ mod tests {
 
     #[test]
     fn offers_of_other_protocols_alone_are_not_let_through() {
-        use Protocol::{Http, Mqtt, Mysql, Postgres, Redis, Smtp};
+        use Protocol::{Http, Imap, Mqtt, Postgres, Redis, Smtp};
         let table: [(Protocol, &[&str], bool); 12] = [
             (Smtp, &[], true),
             (Smtp, &["h2", "http/1.1"], false),
             (Smtp, &["http/1.1", "smtp"], true),
             (Redis, &["h2"], false),
-            (Mysql, &["http/1.1"], false),
+            (Imap, &["http/1.1"], false),
             (Postgres, &["postgresql"], true),
             (Postgres, &["h2", "http/1.1"], false),
             (Postgres, &["acme-tls/1"], true),

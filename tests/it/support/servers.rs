@@ -221,7 +221,8 @@ impl Postfix {
         );
         std::fs::write(dir.path().join("etc/main.cf"), main + &more(dir.path())).unwrap();
         let services = format!(
-            "{addr} inet n - n - - smtpd\npostlog unix-dgram n - n - 1 postlogd\nanvil unix - - n - 1 anvil\n"
+            "{addr} inet n - n - - smtpd\npostlog unix-dgram n - n - 1 postlogd\nanvil unix - - n - 1 anvil\n\
+             tlsmgr unix - - n 1000? 1 tlsmgr\n"
         );
         std::fs::write(dir.path().join("etc/master.cf"), services).unwrap();
         let words = [POSTFIX.to_owned(), "-c".to_owned(), format!("{at}/etc"), "-d".to_owned()];
