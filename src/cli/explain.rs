@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use super::{ConfigArg, Exit, load, print};
 use crate::config::{ActionConfig, Config, LimitConfig, Limits, RejectWith};
 use crate::guard::Acl;
-use crate::peek::{Alpn, ClientHello, Detector, HelloError, Ja4, Patterns, Preface, Protocol, ServerName};
+use crate::peek::{
+    Alpn, ClientHello, Detector, HelloError, Ja4, Patterns, Preface, Protocol, ServerName, Startup,
+};
 use crate::route::{Decision, Query, RouteTable, Step};
 
 /// Arguments of `explain`.
@@ -37,15 +39,33 @@ pub(super) struct Explain {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sni", "alpn", "ja4", "protocol"])]
     hello: Option<PathBuf>,
     /// The client does not speak TLS but this.
-    #[arg(long, conflicts_with_all = ["sni", "alpn", "ja4"], value_parser = plain_protocol)]
+    #[arg(long, conflicts_with_all = ["sni", "alpn", "ja4", "within"], value_parser = plain_protocol)]
     protocol: Option<Protocol>,
+    /// The client begins TLS within this protocol (STARTTLS and its like).
+    #[arg(long, value_name = "PROTOCOL", conflicts_with = "hello", value_parser = within_protocol)]
+    within: Option<Protocol>,
+    /// The database that a client of PostgreSQL asks for in clear; that of the user's name if left out.
+    #[arg(long, value_name = "NAME", requires = "protocol")]
+    database: Option<String>,
+    /// The user that it is.
+    #[arg(long, value_name = "NAME", requires = "protocol", default_value = "postgres")]
+    user: String,
 }
 
 /// A protocol other than TLS.
 fn plain_protocol(word: &str) -> Result<Protocol, String> {
-    let others = || Protocol::ALL.into_iter().filter(|protocol| *protocol != Protocol::Tls);
-    others().find(|protocol| protocol.as_str() == word).ok_or_else(|| {
-        let words: Vec<_> = others().map(Protocol::as_str).collect();
+    one_of(word, |protocol| protocol != Protocol::Tls)
+}
+
+/// A protocol within which TLS can be begun.
+fn within_protocol(word: &str) -> Result<Protocol, String> {
+    one_of(word, Protocol::has_starttls)
+}
+
+fn one_of(word: &str, which: fn(Protocol) -> bool) -> Result<Protocol, String> {
+    let some = || Protocol::ALL.into_iter().filter(|protocol| which(*protocol));
+    some().find(|protocol| protocol.as_str() == word).ok_or_else(|| {
+        let words: Vec<_> = some().map(Protocol::as_str).collect();
         format!("the protocols are {}", words.join(", "))
     })
 }
@@ -74,6 +94,7 @@ impl Explain {
             }
         };
         describe(&mut out, &preface, self.from, &listener);
+        beginning(&mut out, &preface, &config, &listener);
         if settled {
             let _ = writeln!(
                 out,
@@ -107,8 +128,14 @@ impl Explain {
                 (Err(refused), _) => Ok(Err(refused)),
             };
         }
-        if let Some(protocol) = self.protocol {
-            return Ok(Ok((Preface::Other(protocol), false)));
+        match self.protocol {
+            Some(Protocol::Postgres) => {
+                let (user, database) = (self.user.as_str(), self.database.as_ref().unwrap_or(&self.user));
+                let startup = Startup { database: database.as_str().into(), user: user.into() };
+                return Ok(Ok((Preface::Startup(Box::new(startup)), false)));
+            }
+            Some(protocol) => return Ok(Ok((Preface::Other(protocol), false))),
+            None => {}
         }
         let server_name = match self.sni.as_deref().map(|name| ServerName::parse(name.as_bytes())) {
             Some(Err(bad)) => return Ok(Err(bad.into())),
@@ -117,7 +144,8 @@ impl Explain {
         };
         let alpn = Alpn::from_names(self.alpn.iter().map(String::as_bytes));
         let ja4 = self.ja4.clone().map(Box::new);
-        let hello = ClientHello { server_name, alpn, ja4, records: 1, ..ClientHello::default() };
+        let within = self.within;
+        let hello = ClientHello { server_name, alpn, ja4, within, records: 1, ..ClientHello::default() };
         Ok(Ok((Preface::Tls(Box::new(hello)), false)))
     }
 }
@@ -125,20 +153,58 @@ impl Explain {
 // Writing to a string cannot fail, here and below.
 fn describe(out: &mut String, preface: &Preface, from: IpAddr, listener: &str) {
     let _ = write!(out, "client    {from} on listener `{listener}`, ");
-    let Some(hello) = preface.hello() else {
-        let _ = writeln!(out, "protocol {}", preface.protocol());
-        return;
+    let hello = match preface {
+        Preface::Tls(hello) => hello,
+        Preface::Startup(startup) => {
+            let Startup { database, user } = &**startup;
+            let _ = writeln!(out, "protocol postgres in clear, database {database}, user {user}");
+            return;
+        }
+        Preface::Pattern(_) | Preface::Other(_) => {
+            let _ = writeln!(out, "protocol {}", preface.protocol());
+            return;
+        }
     };
     let name = hello.server_name.as_ref().map_or("none", ServerName::as_str);
     let alpn: Vec<_> = hello.alpn.iter().map(|name| name.escape_ascii().to_string()).collect();
     let alpn = if alpn.is_empty() { "none".to_owned() } else { alpn.join(",") };
-    let _ = writeln!(out, "TLS, SNI {name}, ALPN {alpn}");
+    let within = hello.within.map_or(String::new(), |protocol| format!(" begun within {protocol}"));
+    let _ = writeln!(out, "TLS{within}, SNI {name}, ALPN {alpn}");
     if let Some(ja4) = &hello.ja4 {
         let _ = writeln!(out, "          fingerprint (JA4) {ja4}");
     }
     if hello.size > 0 {
         let ech = if hello.ech { ", with Encrypted ClientHello: the name is the outer one" } else { "" };
         let _ = writeln!(out, "          hello of {} bytes in {} record(s){ech}", hello.size, hello.records);
+    }
+}
+
+/// How its listener comes to know what the client is, where that takes more than first bytes.
+fn beginning(out: &mut String, preface: &Preface, config: &Config, listener: &str) {
+    let protocol = preface.protocol();
+    let led = |protocol| config.routes.iter().any(|route| route.begins_tls_within(protocol, listener));
+    let server_first = config.listeners.iter().find(|found| *found.name == *listener);
+    let server_first = server_first.and_then(|found| found.server_first);
+    let waits = server_first.filter(|(first, _)| *first == protocol || protocol == Protocol::Silent);
+    if let Some((first, after)) = waits {
+        let _ = writeln!(out, "listener  who says nothing for {after:?} is taken for a client of {first}");
+    }
+    if led(protocol) {
+        let greeted = if protocol.is_server_first() { "greeted, and " } else { "" };
+        let _ = writeln!(
+            out,
+            "listener  clients of {protocol} are {greeted}offered TLS, whose hello names the server"
+        );
+    }
+    let must = led(protocol) && preface.hello().is_none() && protocol != Protocol::Postgres;
+    if must {
+        let _ =
+            writeln!(out, "          without it they are told that TLS is required: see --within {protocol}");
+    } else if preface.hello().is_some_and(|hello| hello.within.is_some()) && !led(protocol) {
+        let _ = writeln!(
+            out,
+            "          nobody is offered TLS within {protocol} here: no route with `sni` is for it"
+        );
     }
 }
 

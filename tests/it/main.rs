@@ -66,6 +66,7 @@ mod routes;
 mod servers;
 mod service;
 mod soak;
+mod starttls;
 mod syscalls;
 mod transparent;
 mod upgrade;

@@ -196,3 +196,37 @@ pub(crate) fn mariadb(name: &str) -> Server {
         ]
     })
 }
+
+/// A Prosody for clients of the domain `name`.
+pub(crate) fn prosody(name: &str) -> Server {
+    let (dir, addr) = (servers::own_folder(), servers::address());
+    certify(dir.path(), name);
+    let at = dir.path().display();
+    let config = format!(
+        "pidfile = '{at}/pid'\ndata_path = '{at}'\nmodules_enabled = {{ 'saslauth', 'tls', 'disco' }}\n\
+         c2s_ports = {{ {} }}\ns2s_ports = {{}}\ninterfaces = {{ '127.0.0.1' }}\nc2s_require_encryption = true\n\
+         log = {{ {{ levels = {{ min = 'info' }}, to = 'console' }} }}\nrun_as_root = true\n\
+         VirtualHost '{name}'\n ssl = {{ key = '{at}/{KEY}', certificate = '{at}/{CERTIFICATE}' }}\n",
+        addr.port()
+    );
+    std::fs::write(dir.path().join("prosody.cfg.lua"), config).unwrap();
+    let words = format!("prosody --config {at}/prosody.cfg.lua -F");
+    Server::start(dir, split(&words), "prosody", None, addr)
+}
+
+/// A vsftpd for `name`, where anybody may look around.
+pub(crate) fn vsftpd(name: &str) -> Server {
+    let (dir, addr) = (tempfile::tempdir().unwrap(), servers::address());
+    certify(dir.path(), name);
+    let at = dir.path().display();
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let config = format!(
+        "listen=YES\nlisten_address=127.0.0.1\nlisten_port={}\nanonymous_enable=YES\nanon_root={at}/empty\n\
+         ssl_enable=YES\nallow_anon_ssl=YES\nrsa_cert_file={at}/{CERTIFICATE}\nrsa_private_key_file={at}/{KEY}\n\
+         require_ssl_reuse=NO\nbackground=NO\nsecure_chroot_dir={at}/empty\nseccomp_sandbox=NO\n",
+        addr.port()
+    );
+    std::fs::write(dir.path().join("vsftpd.conf"), config).unwrap();
+    let words = format!("env vsftpd {at}/vsftpd.conf");
+    Server::start(dir, split(&words), "vsftpd", None, addr)
+}
