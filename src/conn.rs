@@ -5,16 +5,15 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{ActionConfig, RejectWith};
 use crate::guard::ConnPermit;
 use crate::net::{Socket, Timer};
-use crate::peek::Preface;
+use crate::peek::{ClientHello, Preface, Protocol};
 use crate::prelude::Why;
 use crate::route::{Decision, Query, RouteId};
-use crate::snapshot::{Beginnings, Snapshot};
+use crate::snapshot::Snapshot;
 
 mod accept;
 mod balance;
@@ -75,8 +74,7 @@ async fn establish<'a>(
     if waited {
         stream.expect_bytes();
     }
-    let nothing = Arc::default();
-    let beginnings: &Arc<Beginnings> = snapshot.beginnings(&listener.name).unwrap_or(&nothing);
+    let beginnings = snapshot.beginnings(&listener.name);
     let limits = peek::Limits::new(&snapshot, beginnings, timer.now());
     let mut said = Vec::new();
     let mut held = cx.shared.hello_bytes.hold();
@@ -99,7 +97,7 @@ async fn establish<'a>(
         Ok(opened) => opened,
         Err(error) => {
             let entering = Entering { permit: &mut permit, listener: &listener };
-            return Err(peek::turn_away(stream, error, entering, record, cx, timer).await);
+            return Err(peek::turn_away((stream, &said), error, entering, record, cx, timer).await);
         }
     };
     // From here on it may be closed at any time; and nothing has been done yet that would be in vain.
@@ -107,7 +105,17 @@ async fn establish<'a>(
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
     let client = Client { stream, said, told, counted: Counted { permit, live, session: None } };
-    proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer).await
+    // What is held while first bytes are awaited is for that alone.
+    Box::pin(proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer)).await
+}
+
+/// The protocol of the connection; of TLS that is there from the first byte, what the client says is inside.
+fn spoken(preface: &Preface) -> Protocol {
+    let postgres = |hello: &ClientHello| hello.alpn.iter().any(|offer| offer == b"postgresql");
+    match preface.hello() {
+        Some(hello) if hello.within.is_none() && postgres(hello) => Protocol::Postgres,
+        _ => preface.protocol(),
+    }
 }
 
 /// Does with a connection what its first bytes ask for.
@@ -123,7 +131,9 @@ async fn proceed<'a>(
     record.peeked(&preface, snapshot.tells_ja4);
     if cancels {
         let deadline = snapshot.timeouts.connect;
-        return Err(Box::pin(cancel::pass_on(client.stream, &client.said, deadline, record, cx, timer)).await);
+        let entering = Entering { permit: &mut client.counted.permit, listener };
+        let request = cancel::Request { bytes: &client.said, told: &client.told, deadline };
+        return Err(Box::pin(cancel::pass_on(client.stream, request, entering, record, cx, timer)).await);
     }
     let entering = Entering { permit: &mut client.counted.permit, listener };
     match route(snapshot, &preface, entering, record, cx, timer).await {
@@ -131,12 +141,13 @@ async fn proceed<'a>(
             // What is played to a backend first says nothing of the session.
             let may_move = replay.is_some() || preface.may_be_repeated(client.said.len());
             let without_backend = Refusal::unavailable(&preface, &client.said);
-            let begun = Begun { replay, without_backend, may_move };
+            let begun = Begun { replay, without_backend, may_move, protocol: spoken(&preface) };
             passthrough::connect(client, begun, snapshot, route, record, cx, timer).await
         }
         Ok(Routed::Redirect) => {
             let Client { mut stream, mut said, counted: _counted, .. } = client;
-            let answering = redirect::answer(&mut stream, &mut said, &snapshot.table, limits, cx, timer);
+            let first = (&mut said, limits);
+            let answering = redirect::answer(&mut stream, first, &snapshot.table, record, cx, timer);
             let answer = match Box::pin(answering).await {
                 Ok(answer) => answer,
                 Err(error) => return Err(error.into()),
@@ -145,8 +156,7 @@ async fn proceed<'a>(
             Err(Termination::REDIRECTED)
         }
         Err(Refused { with, why }) => {
-            let tls =
-                snapshot.beginnings(&listener.name).is_some_and(|it| it.leads_to_tls(preface.protocol()));
+            let tls = snapshot.beginnings(&listener.name).leads_to_tls(preface.protocol());
             let words = if tls { Why::TlsRequired } else { Why::NoRoute };
             let refusal = with.for_client(&preface, (words, &client.said), why);
             refuse::refuse(client.stream, refusal, record, &cx.scratch, timer).await;
@@ -196,8 +206,10 @@ async fn route(
     let query = Query { preface, client: record.client().ip(), listener: &listener.name };
     let (with, why) = match snapshot.table.find(&query) {
         Decision::Route(route) => match route.action() {
-            ActionConfig::Passthrough(_) => {
-                record.routed(Action::Passthrough, &route.config.name, snapshot.live(route.id));
+            ActionConfig::Passthrough(_) | ActionConfig::Redirect => {
+                let redirects = matches!(route.action(), ActionConfig::Redirect);
+                let action = if redirects { Action::Redirect } else { Action::Passthrough };
+                record.routed(action, &route.config.name, snapshot.live(route.id));
                 let enter = |permit: &mut ConnPermit, client| {
                     permit.enter_route(client, &listener.name, &route.config.name, Instant::now())
                 };
@@ -206,11 +218,8 @@ async fn route(
                     with: With::Limit(refusal),
                     why: Termination::limited(&rejection, Stage::Route),
                 };
-                return entered.map(|()| Routed::Passthrough(route.id)).map_err(refused);
-            }
-            ActionConfig::Redirect => {
-                record.routed(Action::Redirect, &route.config.name, snapshot.live(route.id));
-                return Ok(Routed::Redirect);
+                let routed = if redirects { Routed::Redirect } else { Routed::Passthrough(route.id) };
+                return entered.map(|()| routed).map_err(refused);
             }
             ActionConfig::Reject(with) => {
                 record.routed(Action::Reject, &route.config.name, snapshot.live(route.id));

@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::peek::{Protocol, ServerName, Startup};
+use crate::peek::{Preface, Protocol, ServerName, Startup};
 
 mod ftp;
 mod imap;
@@ -31,7 +31,7 @@ mod xmpp;
 pub use mysql::MYSQL_VERSION;
 pub use refusal::{Why, refusal};
 
-/// What a client may say in clear in all, in bytes: a command or two.
+/// How long a message in clear may be, in bytes.
 pub const MAX_BYTES: usize = 8192;
 /// How many messages a client may send in clear.
 pub const MAX_MESSAGES: usize = 16;
@@ -271,6 +271,16 @@ impl Side {
             | Self::Ldap
             | Self::Xmpp(_) => true,
         }
+    }
+}
+
+/// What a connection is that begins with `bytes`: of a session of PostgreSQL in clear, with what it asks for.
+pub fn in_clear(preface: Preface, bytes: &[u8]) -> Preface {
+    match (&preface, Prelude::of_postgres_in_clear().advance(bytes)) {
+        (Preface::Other(Protocol::Postgres), Ok(Some(Heard { then: Then::Clear(startup), .. }))) => {
+            Preface::Startup(startup)
+        }
+        _ => preface,
     }
 }
 

@@ -235,7 +235,7 @@ impl RouteTable {
             .any(|names| names.as_ref().is_none_or(|names| names.iter().any(|name| **name == *listener)))
     }
 
-    /// Whether clients that ask for this server by TLS may come to a backend, under whatever further conditions.
+    /// Whether clients of HTTP that ask for this server by TLS may come to a backend, under whatever further conditions.
     pub fn serves(&self, name: &ServerName) -> bool {
         let preface =
             Preface::Tls(Box::new(ClientHello { server_name: Some(name.clone()), ..ClientHello::default() }));
@@ -243,9 +243,11 @@ impl RouteTable {
         let mut serves = false;
         let query = Query { preface: &preface, client: nobody, listener: "" };
         self.find_traced(&query, |step| {
-            let matched = step.outcome.filter(|(_, verdict)| *verdict != Verdict::NoMatch);
-            serves |=
-                matched.is_some_and(|(route, _)| matches!(route.action(), ActionConfig::Passthrough(_)));
+            let Some((route, verdict)) = step.outcome else { return };
+            let conditions = &route.config.conditions;
+            let http = conditions.inside.as_ref().is_none_or(|inside| inside.contains(&Protocol::Http));
+            let named = verdict != Verdict::NoMatch && !matches!(step.probe, Probe::Anything);
+            serves |= http && named && matches!(route.action(), ActionConfig::Passthrough(_));
         });
         serves
     }
@@ -302,7 +304,11 @@ impl RouteTable {
         };
         match route.or_else(anything) {
             Some(route) => Decision::Route(route),
-            None if offers_others => Decision::NoRoute(NoRoute::NoAlpn, self.policies.unknown_sni),
+            None if offers_others => {
+                let named = query.preface.hello().is_some_and(|hello| hello.server_name.is_some());
+                let with = if named { self.policies.unknown_sni } else { self.policies.no_sni };
+                Decision::NoRoute(NoRoute::NoAlpn, with)
+            }
             None => self.refuse(query.preface),
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 
-use crate::config::{ActionConfig, Config, ListenerConfig, Timeouts};
+use crate::config::{ActionConfig, Config, ListenerConfig, RejectWith, RouteKey, Timeouts};
 use crate::guard::Acl;
 use crate::net::{IdleLimits, OwnListeners, ProxyVersion};
 use crate::peek::Protocol;
@@ -54,7 +54,9 @@ pub struct Snapshot {
     live: Vec<LiveRoute>,
     unrouted: Arc<Traffic>,
     /// By listener, what its clients may begin with.
-    beginnings: HashMap<Arc<str>, Arc<Beginnings>>,
+    beginnings: HashMap<Arc<str>, Beginnings>,
+    /// The same of one that this generation does not have.
+    unlisted: Beginnings,
     /// By listener, the proxies that it trusts.
     trusted: HashMap<Arc<str>, Acl>,
 }
@@ -89,6 +91,8 @@ pub struct LiveRoute {
 pub struct Backends {
     /// The endpoints.
     pub upstream: Upstream,
+    /// The route's name.
+    pub route: Arc<str>,
     /// The PROXY header that they are sent first.
     pub proxy_protocol: Option<ProxyVersion>,
     /// How long a relay to them may be idle.
@@ -124,6 +128,7 @@ impl Snapshot {
                 ActionConfig::Passthrough(passthrough) => {
                     pools.find(&passthrough.upstream.name).map(|pool| Backends {
                         upstream: Upstream::new(pool, passthrough, resolver),
+                        route: Arc::clone(&route.name),
                         proxy_protocol: passthrough.proxy_protocol,
                         idle: IdleLimits {
                             open: passthrough.idle_timeout,
@@ -137,7 +142,7 @@ impl Snapshot {
         });
         let table = RouteTable::new(config);
         let beginnings = |listener: &ListenerConfig| {
-            (Arc::clone(&listener.name), Arc::new(Beginnings::new(listener, config, &table)))
+            (Arc::clone(&listener.name), Beginnings::new(listener, config, &table))
         };
         let beginnings = config.listeners.iter().map(beginnings).collect();
         let behind = config.listeners.iter().filter(|listener| !listener.proxy_protocol.is_empty());
@@ -154,6 +159,7 @@ impl Snapshot {
             max_hello: config.max_hello_size,
             unrouted: Arc::new(Traffic::new(NO_ROUTE, registry)),
             beginnings,
+            unlisted: Beginnings::default(),
         }
     }
 
@@ -167,15 +173,30 @@ impl Snapshot {
         &self.unrouted
     }
 
-    /// What clients of the listener may begin with; `None` for one that this generation does not have.
-    pub fn beginnings(&self, listener: &str) -> Option<&Arc<Beginnings>> {
-        self.beginnings.get(listener)
+    /// What clients of the listener may begin with.
+    pub fn beginnings(&self, listener: &str) -> &Beginnings {
+        self.beginnings.get(listener).unwrap_or(&self.unlisted)
     }
 
     /// Whether connections of `peer` to the listener begin with a PROXY header, which is believed.
     pub fn trusts(&self, listener: &str, peer: IpAddr) -> bool {
         self.trusted.get(listener).is_some_and(|networks| networks.allows(peer))
     }
+}
+
+/// Whether clients of PostgreSQL without TLS say first what they want: for routes that look at it, or to be told there that no
+/// route is for them. In place of the answer to their request for TLS they would not understand it.
+fn looks_at_startups(listener: &ListenerConfig, config: &Config) -> bool {
+    let mut routes = config.routes.iter();
+    let mut takes = config.routes.iter().filter(|route| route.conditions.listens_on(&listener.name));
+    let taken = takes.any(|route| {
+        route
+            .keys
+            .iter()
+            .any(|key| matches!(key, RouteKey::Protocol(Protocol::Postgres) | RouteKey::Anything))
+    });
+    let told = config.policies.unknown_protocol == RejectWith::Answer;
+    routes.any(|route| route.wants_startup(&listener.name)) || (told && !taken)
 }
 
 impl Beginnings {
@@ -191,7 +212,7 @@ impl Beginnings {
             pause: Some(listener.silent_after),
             server_first: listener.server_first,
             within: Protocol::ALL.into_iter().filter(led).collect(),
-            startups: config.routes.iter().any(|route| route.wants_startup(&listener.name)),
+            startups: looks_at_startups(listener, config),
             greeting: listener.greeting.clone(),
         }
     }

@@ -13,7 +13,8 @@ use crate::guard::Acl;
 use crate::peek::{
     Alpn, ClientHello, Detector, HelloError, Ja4, Patterns, Preface, Protocol, ServerName, Startup,
 };
-use crate::route::{Decision, Query, RouteTable, Step};
+use crate::prelude;
+use crate::route::{Decision, NoRoute, Query, RouteTable, Step};
 
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
@@ -122,7 +123,7 @@ impl Explain {
             let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             let mut detector = Detector::new(config.max_hello_size).with_ja4(true).with_patterns(patterns);
             return match (detector.advance(&bytes), detector.settle(&bytes)) {
-                (Ok(Some(preface)), _) => Ok(Ok((preface, false))),
+                (Ok(Some(preface)), _) => Ok(Ok((prelude::in_clear(preface, &bytes), false))),
                 (Ok(None), Some(preface)) => Ok(Ok((preface, true))),
                 (Ok(None), None) => bail!("{} bytes are not enough to tell what it is", bytes.len()),
                 (Err(refused), _) => Ok(Err(refused)),
@@ -242,6 +243,14 @@ fn describe_limit(limit: &LimitConfig) -> String {
 }
 
 fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'_>) {
+    let greeted = config
+        .listeners
+        .iter()
+        .any(|listener| *listener.name == *query.listener && listener.server_first.is_some());
+    if *query.preface == Preface::Other(Protocol::Silent) && greeted {
+        let _ = writeln!(out, "result    nobody counts as silent here");
+        return;
+    }
     if *query.preface == Preface::Other(Protocol::Silent) && !table.wants_silence(query.listener) {
         let hello = config.timeouts.hello;
         let _ =
@@ -252,6 +261,7 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
     let decision = table.find_traced(query, |step| trace(&mut tried, step));
     out.push_str(&tried);
     let (rule, tls) = (decision.to_string(), query.preface.hello().is_some());
+    let alpn = matches!(decision, Decision::NoRoute(NoRoute::NoAlpn, _));
     let _ = writeln!(out, "result    {rule}");
     match decision {
         Decision::Route(route) => match route.action() {
@@ -280,9 +290,9 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
             ActionConfig::Redirect => {
                 let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
             }
-            ActionConfig::Reject(with) => refusal(out, *with, tls),
+            ActionConfig::Reject(with) => refusal(out, *with, tls, alpn),
         },
-        Decision::NoRoute(_, with) => refusal(out, with, tls),
+        Decision::NoRoute(_, with) => refusal(out, with, tls, alpn),
     }
 }
 
@@ -299,8 +309,11 @@ fn trace(out: &mut String, step: Step<'_>) {
     };
 }
 
-fn refusal(out: &mut String, with: RejectWith, tls: bool) {
+fn refusal(out: &mut String, with: RejectWith, tls: bool, alpn: bool) {
     let seen = match with {
+        RejectWith::Answer | RejectWith::Alert if alpn => {
+            "the fatal alert no_application_protocol (120), then the end of the stream"
+        }
         RejectWith::Answer | RejectWith::Alert if tls => {
             "the fatal alert unrecognized_name (112), then the end of the stream"
         }

@@ -116,7 +116,7 @@ fn duplicate(key: &str, first: Member, second: Member, routes: &[Placed]) -> Opt
     let error = error.label("matched again here").also(before.keys.get(first.key)?, "first matched here");
     Some(
         error.hint(
-            "give both backends to one route, or tell them apart by `listener`, `ja4`, `alpn`, `from` or `starttls`",
+            "give both backends to one route, or tell them apart by `listener`, `ja4`, `alpn`, `from`, `starttls`, `database` or `user`",
         ),
     )
 }
@@ -132,7 +132,7 @@ fn combinations(placed: &Placed) -> impl Iterator<Item = Combination<'_>> {
     choices.into_iter().enumerate().fold(first, |so_far, (index, choices)| {
         Box::new(so_far.flat_map(move |combination| {
             choices.clone().into_iter().map(move |choice| {
-                let mut next = combination.clone();
+                let mut next = combination;
                 if let Some(place) = next.get_mut(index) {
                     *place = choice;
                 }

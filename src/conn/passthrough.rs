@@ -10,19 +10,18 @@ use tracing::{debug, warn};
 use super::balance::Live;
 use super::cancel::{Server, Session};
 use super::context::Context;
-use super::prelude;
+use super::prelude::{self, PlayError};
 use super::proxy::Told;
 use super::record::ConnRecord;
 use super::refuse::{Refusal, refuse};
 use super::termination::{Cause, Stage, Termination};
-use crate::config::RouteKey;
 use crate::guard::ConnPermit;
 use crate::net::{Direction, Relay, RelayEnd, Side, Socket, Timer, reset_on_close};
 use crate::peek::{Protocol, ServerName};
 use crate::prelude::Replay;
-use crate::route::{RouteId, RouteTable};
-use crate::snapshot::{Backends, Snapshot};
-use crate::upstream::{Caller, ConnectError, ConnectFailure, Endpoint};
+use crate::route::RouteId;
+use crate::snapshot::Snapshot;
+use crate::upstream::{Caller, ConnectError, ConnectFailure};
 
 /// A connection with its backend.
 pub(super) struct Established<'a> {
@@ -66,6 +65,8 @@ pub(super) struct Begun {
     pub(super) replay: Option<Replay>,
     /// What the client is told when no backend can be reached.
     pub(super) without_backend: Refusal,
+    /// What it is a connection of.
+    pub(super) protocol: Protocol,
     /// Whether a second backend may be sent the same while the first has not answered.
     pub(super) may_move: bool,
 }
@@ -117,7 +118,10 @@ pub(super) async fn connect<'a>(
         let (words, deadline) = ((&*left, &*hello), snapshot.timeouts.hello);
         let played = prelude::play(replay, &mut connection.stream, words, deadline, &cx.scratch, timer);
         if let Err(error) = Box::pin(played).await {
-            connection.lease.unanswered();
+            // A refusal may be of what the client said in clear, which is played to it.
+            if !matches!(error, PlayError::Replay(_)) {
+                connection.lease.unanswered();
+            }
             record.tried(Some(Arc::clone(connection.lease.endpoint())));
             debug!(?error, endpoint = &*connection.lease.endpoint().name, "a backend did not begin TLS");
             refuse(stream, begun.without_backend, record, &cx.scratch, timer).await;
@@ -125,7 +129,14 @@ pub(super) async fn connect<'a>(
         }
         left = Box::default();
     }
-    counted.session = session(&snapshot.table, route, connection.lease.endpoint(), backends, record, cx);
+    if begun.protocol == Protocol::Postgres && connection.named.is_none() {
+        let server = Server {
+            endpoint: Arc::clone(connection.lease.endpoint()),
+            route: Arc::clone(&backends.route),
+            proxy_protocol: backends.proxy_protocol,
+        };
+        counted.session = Some(cx.shared.sessions.begin(record.whose(), server));
+    }
     record.connected(connection.lease, connection.took, connection.named);
     let throttle = counted.permit.throttle(Instant::now());
     let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
@@ -146,29 +157,6 @@ fn tell_failure(failure: ConnectFailure, record: &mut ConnRecord, cx: &Context) 
         _ => debug!(%error, source, endpoint = name, "no connection to a backend"),
     }
     record.tried(endpoint);
-}
-
-/// Remembers a session with a server of PostgreSQL.
-fn session(
-    table: &RouteTable,
-    route: RouteId,
-    endpoint: &Arc<Endpoint>,
-    backends: &Backends,
-    record: &ConnRecord,
-    cx: &Context,
-) -> Option<Box<Session>> {
-    let route = &table.routes().get(route.index())?.config;
-    let protocols = route.conditions.inside.iter().flatten();
-    let clear = route.keys.iter().any(|key| *key == RouteKey::Protocol(Protocol::Postgres));
-    if !clear && !protocols.into_iter().any(|protocol| *protocol == Protocol::Postgres) {
-        return None;
-    }
-    let server = Server {
-        endpoint: Arc::clone(endpoint),
-        route: Arc::clone(&route.name),
-        proxy_protocol: backends.proxy_protocol,
-    };
-    Some(cx.shared.sessions.begin(record.client().ip(), server))
 }
 
 impl Established<'_> {

@@ -25,6 +25,7 @@ use crate::snapshot::{Beginnings, Snapshot};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) max_hello: usize,
+    hello: Duration,
     pub(super) hello_by: Moment,
     ja4: bool,
     /// How long a client has to send something until it counts as silent; `None` when no route is for such clients.
@@ -65,11 +66,17 @@ impl Limits {
         let hello_by = accepted + snapshot.timeouts.hello;
         Self {
             max_hello: snapshot.max_hello,
+            hello: snapshot.timeouts.hello,
             hello_by,
             ja4: snapshot.wants_ja4,
             silent_after: beginnings.silent_after,
             settled_after: beginnings.pause.unwrap_or(snapshot.timeouts.hello),
         }
+    }
+
+    /// The same for a client that is greeted now, which had no reason to hurry before.
+    pub(super) fn from_now(self, now: Moment) -> Self {
+        Self { hello_by: now + self.hello, ..self }
     }
 
     /// The same where silence is no protocol.
@@ -119,7 +126,7 @@ pub(super) async fn read_preface(
 
 /// Ends a connection whose first bytes were nothing that may be served.
 pub(super) async fn turn_away(
-    stream: Socket,
+    (stream, said): (Socket, &[u8]),
     error: PeekError,
     entering: Entering<'_>,
     record: &mut ConnRecord,
@@ -134,7 +141,7 @@ pub(super) async fn turn_away(
     if error.is_refused() {
         record.refused();
     }
-    refuse(stream, error.refusal(), record, &cx.scratch, timer).await;
+    refuse(stream, error.refusal(said), record, &cx.scratch, timer).await;
     error.into()
 }
 
@@ -234,13 +241,13 @@ impl PeekError {
         }
     }
 
-    /// How the client is told (RFC 8446 §6.2).
-    pub(super) fn refusal(&self) -> Refusal {
+    /// How the client is told (RFC 8446 §6.2) that `said` this last.
+    pub(super) fn refusal(&self, said: &[u8]) -> Refusal {
         match self {
             Self::Timeout | Self::Closed | Self::Reset | Self::Unwatched => Refusal::Close,
             // Nothing of it stays behind, in the kernel neither.
             Self::NoRoom => Refusal::Reset,
-            Self::Prelude(protocol, _) => Refusal::in_words(*protocol, Why::NoRoute, b""),
+            Self::Prelude(protocol, _) => Refusal::in_words(*protocol, Why::NoRoute, said),
             // It may have been told something that must not be taken away again.
             Self::Left => Refusal::Answer(Cow::Borrowed(b"")),
             Self::Hello(HelloError::ProxyHeader) => Refusal::Close,

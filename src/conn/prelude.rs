@@ -50,12 +50,14 @@ pub(super) async fn open(
 ) -> Result<Opened, PeekError> {
     let First { bytes, held } = first;
     let preface = match beginnings.server_first {
-        Some((protocol, Duration::ZERO)) if bytes.is_empty() => Preface::Other(protocol),
+        Some((protocol, Duration::ZERO)) => Preface::Other(protocol),
         _ => read_preface(stream, First { bytes, held }, &cx.scratch, (limits, patterns), timer).await?,
     };
-    let preface = match (preface, beginnings.server_first) {
-        (Preface::Other(Protocol::Silent), Some((protocol, _))) => Preface::Other(protocol),
-        (preface, _) => preface,
+    let (preface, limits) = match (preface, beginnings.server_first) {
+        (Preface::Other(Protocol::Silent), Some((protocol, _))) => {
+            (Preface::Other(protocol), limits.from_now(timer.now()))
+        }
+        (preface, _) => (preface, limits),
     };
     let Preface::Other(protocol) = preface else { return Ok(Opened::plain(preface)) };
     match beginnings.prelude(protocol) {

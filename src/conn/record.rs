@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -150,6 +150,12 @@ impl ConnRecord {
     fn story(&self) -> RefMut<'_, Story> {
         // Held by nobody for longer than a call of this module.
         self.open.story.borrow_mut()
+    }
+
+    /// The client's address, and the listener that it came in on.
+    pub(super) fn whose(&self) -> (IpAddr, Arc<str>) {
+        let story = self.story();
+        (story.client.ip(), Arc::clone(&story.listener.name))
     }
 
     pub(super) fn client(&self) -> SocketAddr {

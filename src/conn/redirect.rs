@@ -4,13 +4,14 @@ use std::borrow::Cow;
 
 use super::context::Context;
 use super::peek::{Limits, PeekError, read_more};
+use super::record::ConnRecord;
 use super::refuse::Refusal;
-use crate::net::{Socket, Timer};
+use crate::net::{Direction, Meter, Socket, Timer};
 use crate::peek::ServerName;
 use crate::route::RouteTable;
 
 /// What is read of a request at most, in bytes: those of browsers with their cookies fit.
-const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEAD: usize = 8 * 1024;
 /// Header fields of a request at most.
 const MAX_FIELDS: usize = 100;
 
@@ -31,9 +32,9 @@ const MISDIRECTED: &[u8] = b"HTTP/1.1 421 Misdirected Request\r\nContent-Type: t
 /// Reads the request that begins with `bytes`, and says how it is answered.
 pub(super) async fn answer(
     stream: &mut Socket,
-    bytes: &mut Vec<u8>,
+    (bytes, limits): (&mut Vec<u8>, Limits),
     table: &RouteTable,
-    limits: Limits,
+    record: &ConnRecord,
     cx: &Context,
     timer: &mut Timer<'_>,
 ) -> Result<Refusal, PeekError> {
@@ -51,8 +52,10 @@ pub(super) async fn answer(
             Err(Bad::Host) => return Ok(Refusal::Answer(Cow::Borrowed(MISDIRECTED))),
         }
         let room = MAX_HEAD - bytes.len();
+        let before = bytes.len();
         let read = timer.timeout_at(limits.hello_by, read_more(stream, bytes, &cx.scratch, room)).await;
         read.unwrap_or(Err(PeekError::Timeout))?;
+        record.meter().read(Direction::Up, bytes.len() - before);
     }
 }
 

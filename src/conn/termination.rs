@@ -67,7 +67,7 @@ pub struct Termination {
 
 impl Termination {
     /// The reasons of connections that a limit, a policy or a route refused.
-    pub(super) const REJECTIONS: [&str; 14] = [
+    pub(super) const REJECTIONS: [&str; 15] = [
         "acl",
         "banned",
         "rate_limit",
@@ -82,9 +82,12 @@ impl Termination {
         "no_alpn",
         "unknown_protocol",
         "rejected",
+        "cancels_nothing",
     ];
     /// It was sent to https.
     pub const REDIRECTED: Self = Self::new(Cause::Done, Stage::Route, "redirected");
+    /// It asks for the end of a query of nobody.
+    pub(super) const CANCELS_NOTHING: Self = Self::new(Cause::Policy, Stage::Route, "cancels_nothing");
     /// A route refuses it.
     pub const REJECTED: Self = Self::new(Cause::Policy, Stage::Route, "rejected");
 
@@ -276,7 +279,8 @@ mod tests {
             .map(Termination::from);
         let headers = HeaderError::REFUSED.map(Termination::from);
         let all: Vec<_> = limits.into_iter().chain(policies).chain(headers).collect();
-        let all: Vec<_> = all.into_iter().chain([Termination::REJECTED]).collect();
+        let all: Vec<_> =
+            all.into_iter().chain([Termination::REJECTED, Termination::CANCELS_NOTHING]).collect();
         assert_eq!(all.len(), Termination::REJECTIONS.len());
         for termination in all {
             assert!(Termination::REJECTIONS.contains(&termination.reason.unwrap()), "{termination:?}");

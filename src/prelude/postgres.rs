@@ -10,8 +10,8 @@ const GSSENC: u32 = 80_877_104;
 const CANCEL: u32 = 80_877_102;
 /// The major version of the protocol, which a StartupMessage begins with.
 const MAJOR: u32 = 3;
-/// The longest message before a session, in bytes, as servers have it (`MAX_STARTUP_PACKET_LENGTH`).
-const MAX_LENGTH: usize = 10_000;
+/// The longest message before a session, in bytes. Servers take 10,000 (`MAX_STARTUP_PACKET_LENGTH`), which no client needs.
+const MAX_LENGTH: usize = super::MAX_BYTES;
 
 /// A server that has one answer left for each kind of encryption.
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use super::{Decision, Query, RouteTable};
 use crate::config::{ActionConfig, Expectation, ExpectedAction, Origin, RejectWith, TestCase, TestInput};
 use crate::peek::{Alpn, ClientHello, Detector, HelloError, Preface};
+use crate::prelude;
 
 /// The client of a test that names none: TEST-NET-1 (RFC 5737).
 const TEST_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
@@ -61,7 +62,7 @@ impl TestCase {
 /// What a client is that sends these bytes and then pauses.
 fn made_out(bytes: &[u8], mut detector: Detector<'_>) -> Result<Preface, Refused> {
     match detector.advance(bytes)? {
-        Some(preface) => Ok(preface),
+        Some(preface) => Ok(prelude::in_clear(preface, bytes)),
         None => detector.settle(bytes).ok_or(Refused::Unfinished),
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::backend::Backend;
-use crate::support::client::{Outcome, connect, outcome, probe, served};
+use crate::support::client::{Outcome, connect, exchange, outcome, probe, served};
 use crate::support::hello::{
     Keys, alpn, built, extension, handshake, host, message, message_of, real, record, sni, vec16,
 };
@@ -184,8 +184,14 @@ fn without_routes_for_them_other_protocols_are_refused_with_a_reason() {
          [[route]]\nsni = 'a.test'\nto = '{backend}'\n"
     ));
     let addr = proxy.addr();
-    for bytes in [HTTP, HTTP2, SSH, SSL2, GARBAGE] {
+    for bytes in [SSL2, GARBAGE] {
         assert_eq!(probe(addr, bytes), Outcome::Closed, "{}", bytes.escape_ascii());
+    }
+    // In words of their own: an answer, GOAWAY (RFC 9113 §6.8), a disconnect message (RFC 4253 §11.1).
+    let table = [(HTTP, &b"HTTP/1.1 400 "[..]), (HTTP2, b"\0\0\0\x04\0"), (SSH, b"SSH-2.0-")];
+    for (bytes, words) in table {
+        let reply = exchange(addr, &[bytes]);
+        assert!(reply.bytes.starts_with(words), "{}: {reply:?}", bytes.escape_ascii());
     }
     assert_eq!(probe(addr, &real(None, &["h2"], Keys::PostQuantum)), UNRECOGNIZED_NAME, "no SNI");
     assert_eq!(probe(addr, &built(&[alpn(&[b"h2"])])), UNRECOGNIZED_NAME, "no SNI");
@@ -261,7 +267,12 @@ fn absent_and_unknown_names_have_policies_of_their_own() {
             Outcome::Reset,
             Outcome::Closed,
         ),
-        ("unknown_sni = 'alert'\nno_sni = 'alert'", UNRECOGNIZED_NAME, UNRECOGNIZED_NAME, Outcome::Closed),
+        (
+            "unknown_sni = 'alert'\nno_sni = 'answer'\nunknown_protocol = 'close'",
+            UNRECOGNIZED_NAME,
+            UNRECOGNIZED_NAME,
+            Outcome::Closed,
+        ),
     ] {
         let proxy = Proxy::start(&format!(
             "listen = '127.0.0.1:0'\n{policies}\n[[route]]\nsni = 'a.test'\nto = '{backend}'\n"

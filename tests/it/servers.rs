@@ -23,7 +23,7 @@ fn ask(words: &[&str], package: &str, port: u16) -> String {
 fn is_served(mut server: Server, words: &[&str], package: &str, expected: &str) {
     let proxy = Proxy::start(&format!(
         "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\nsilent_after = '20ms'\n{UNLIMITED}\
-         [[route]]\nprotocol = ['silent', 'unknown', 'ssh']\nto = '{}'\n",
+         [[route]]\nprotocol = ['silent', 'postgres', 'redis', 'ssh']\nto = '{}'\n",
         server.addr()
     ));
     let port = proxy.addr().port();

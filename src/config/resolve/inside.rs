@@ -61,12 +61,23 @@ fn texts(setting: &Setting<OneOrMany<String>>) -> Option<Vec<Box<str>>> {
 /// `Some(None)` when nothing is said.
 fn starttls(route: &Route, protocols: Option<&[Protocol]>, out: &mut Output) -> Option<Option<bool>> {
     let Some(at) = route.starttls.given() else { return Some(None) };
-    if protocols.is_some_and(|protocols| protocols.iter().any(|protocol| protocol.has_starttls())) {
+    let protocols = protocols.unwrap_or_default();
+    let suits = |protocol: &Protocol| {
+        if at.value { protocol.has_starttls() } else { protocol.is_spoken_in_tls() }
+    };
+    if protocols.iter().any(|protocol| protocol.has_starttls()) && protocols.iter().any(suits) {
         return Some(Some(at.value));
     }
-    let message = "`starttls` is said of a route with `sni` and a `protocol` within which TLS can begin";
+    let message = match protocols {
+        [] => {
+            "`starttls` is said of a route with `sni` and a `protocol` within which TLS can begin".to_owned()
+        }
+        [protocol, ..] if at.value => format!("TLS does not begin within {protocol}"),
+        [protocol, ..] => format!("TLS does not come before {protocol}, or never begins within it"),
+    };
     let error = ConfigError::new(ErrorKind::Conflict, message).at(&at.place);
-    out.report(error.hint("add for example `protocol = \"smtp\"`, or remove `starttls`"));
+    let both = route.sni.place().is_some();
+    out.report(error.hint(if both { "remove `starttls`" } else { "add `sni`, or remove `starttls`" }));
     None
 }
 
@@ -116,6 +127,67 @@ pub(super) fn check_reachable(placed: &[Placed], listeners: &[ListenerConfig], o
             }
         }
         silence(placed, listener, out);
+    }
+    for placed in placed {
+        greeted(placed, listeners, out);
+        spoken_over(placed, listeners, out);
+    }
+}
+
+/// Clients that wait for their server must be greeted somewhere.
+fn greeted(placed: &Placed, listeners: &[ListenerConfig], out: &mut Output) {
+    let conditions = &placed.route.conditions;
+    // Where TLS may be there from the first byte, the route has its use.
+    let waits = |protocol: &&Protocol| {
+        protocol.is_server_first() && (conditions.starttls == Some(true) || !protocol.is_spoken_in_tls())
+    };
+    for protocol in conditions.inside.iter().flatten().filter(waits) {
+        let mut of_route = listeners.iter().filter(|listener| conditions.listens_on(&listener.name));
+        let none =
+            !of_route.any(|listener| listener.server_first.is_some_and(|(first, _)| first == *protocol));
+        if none && !listeners.is_empty() {
+            let message = format!(
+                "clients of {protocol} wait for their server, and no listener of this route greets them"
+            );
+            let error = ConfigError::new(ErrorKind::Conflict, message).at(&placed.place);
+            out.report(
+                error.hint(format!("write `server_first = \"{protocol}\"` on a `[[listener]]` for them")),
+            );
+        }
+    }
+}
+
+/// Where clients are greeted at once as those of one protocol, no others are served.
+fn spoken_over(placed: &Placed, listeners: &[ListenerConfig], out: &mut Output) {
+    let route = &placed.route;
+    let fits = |protocol: Protocol| {
+        let within = route.conditions.inside.as_ref().is_some_and(|inside| inside.contains(&protocol));
+        let clear =
+            route.keys.iter().any(|key| *key == RouteKey::Protocol(protocol) || *key == RouteKey::Anything);
+        (within && route.conditions.starttls != Some(false)) || clear
+    };
+    let mut of_route =
+        listeners.iter().filter(|listener| route.conditions.listens_on(&listener.name)).peekable();
+    if of_route.peek().is_none() {
+        return;
+    }
+    let reached = |listener: &ListenerConfig| match listener.server_first {
+        Some((protocol, after)) if after.is_zero() => fits(protocol),
+        _ => true,
+    };
+    let over = of_route.next().filter(|first| !reached(first));
+    if let Some(listener) = over
+        && !of_route.any(reached)
+    {
+        let protocol = listener.server_first.map_or(Protocol::Unknown, |(protocol, _)| protocol);
+        let message = format!(
+            "listener `{}` greets every client as one of {protocol} at once, so this is never reached",
+            listener.name
+        );
+        let error = ConfigError::new(ErrorKind::Conflict, message).at(&placed.place);
+        out.report(error.hint(format!(
+            "write `server_first = {{ protocol = \"{protocol}\", after = \"1s\" }}` there, or give the route another listener"
+        )));
     }
 }
 

@@ -190,9 +190,12 @@ fn keys(table: &At<Route>, out: &mut Output) -> Option<Vec<(RouteKey, Place)>> {
         None => {
             let message = "the route says nothing about what it matches";
             let error = ConfigError::new(ErrorKind::MissingKey, message).at(&table.place);
-            out.report(
-                error.hint("add `sni = \"app.example.com\"`, or `protocol = \"any\"` to match everything"),
-            );
+            let of_postgres = route.database.place().or(route.user.place()).is_some();
+            out.report(error.hint(match route.redirect.place() {
+                Some(_) => "add `protocol = \"http\"`",
+                None if of_postgres => "add `protocol = \"postgres\"`",
+                None => "add `sni = \"app.example.com\"`, or `protocol = \"any\"` to match everything",
+            }));
             None
         }
     }
