@@ -40,7 +40,7 @@ pub use context::{Address, Context, ListenerContext, Shared};
 pub use hello_bytes::HelloBytes;
 use limited::Entering;
 use metrics::Action;
-use passthrough::{Begun, Client, Counted, Established};
+use passthrough::{Alone, Begun, Client, Counted, Established};
 use peek::First;
 use prelude::Opened;
 use proxy::Told;
@@ -105,8 +105,7 @@ async fn establish<'a>(
     permit.hello_done();
     listener.metrics.hello_read(at.elapsed());
     let client = Client { stream, said, told, counted: Counted { permit, live, session: None } };
-    // What is held while first bytes are awaited is for that alone.
-    Box::pin(proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer)).await
+    proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer).await
 }
 
 /// The protocol of the connection; of TLS that is there from the first byte, what the client says is inside.
@@ -142,7 +141,14 @@ async fn proceed<'a>(
             let may_move = replay.is_some() || preface.may_be_repeated(client.said.len());
             let without_backend = Refusal::unavailable(&preface, &client.said);
             let begun = Begun { replay, without_backend, may_move, protocol: spoken(&preface) };
-            passthrough::connect(client, begun, snapshot, route, record, cx, timer).await
+            // In a box of its own, which is not there while first bytes are awaited.
+            match Box::pin(passthrough::connect(client, begun, snapshot, route, record, cx, timer)).await {
+                Ok(established) => Ok(established),
+                Err(Alone { stream, refusal, why }) => {
+                    refuse::refuse(stream, refusal, record, &cx.scratch, timer).await;
+                    Err(why)
+                }
+            }
         }
         Ok(Routed::Redirect) => {
             let Client { mut stream, mut said, counted: _counted, .. } = client;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 
 use super::{ConfigArg, Exit, load, print};
-use crate::config::{ActionConfig, Config, LimitConfig, Limits, RejectWith};
+use crate::config::{ActionConfig, Config, LimitConfig, Limits, PassthroughConfig, RejectWith};
 use crate::guard::Acl;
 use crate::peek::{
     Alpn, ClientHello, Detector, HelloError, Ja4, Patterns, Preface, Protocol, ServerName, Startup,
@@ -265,28 +265,7 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
     let _ = writeln!(out, "result    {rule}");
     match decision {
         Decision::Route(route) => match route.action() {
-            ActionConfig::Passthrough(passthrough) => {
-                let backends: Vec<_> = passthrough.upstream.addresses().map(ToString::to_string).collect();
-                let _ = match passthrough.upstream.server_name() {
-                    Some(port) => writeln!(out, "backend   the server that the client names, at port {port}"),
-                    None => writeln!(
-                        out,
-                        "backends  {} in turn, the next one when a connect fails",
-                        backends.join(", ")
-                    ),
-                };
-                let _ = writeln!(
-                    out,
-                    "timeouts  hello {:?}, connect {:?}, answer {}, idle {:?}, half-closed {:?}",
-                    config.timeouts.hello,
-                    passthrough.connect_timeout,
-                    passthrough
-                        .answer_timeout
-                        .map_or_else(|| "off".to_owned(), |answer| format!("{answer:?}")),
-                    passthrough.idle_timeout,
-                    passthrough.half_closed_timeout
-                );
-            }
+            ActionConfig::Passthrough(passthrough) => destination(out, config, passthrough),
             ActionConfig::Redirect => {
                 let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
             }
@@ -294,6 +273,24 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
         },
         Decision::NoRoute(_, with) => refusal(out, with, tls, alpn),
     }
+}
+
+/// Where a connection leads.
+fn destination(out: &mut String, config: &Config, passthrough: &PassthroughConfig) {
+    let backends: Vec<_> = passthrough.upstream.addresses().map(ToString::to_string).collect();
+    let _ = match passthrough.upstream.server_name() {
+        Some(port) => writeln!(out, "backend   the server that the client names, at port {port}"),
+        None => writeln!(out, "backends  {} in turn, the next one when a connect fails", backends.join(", ")),
+    };
+    let _ = writeln!(
+        out,
+        "timeouts  hello {:?}, connect {:?}, answer {}, idle {:?}, half-closed {:?}",
+        config.timeouts.hello,
+        passthrough.connect_timeout,
+        passthrough.answer_timeout.map_or_else(|| "off".to_owned(), |answer| format!("{answer:?}")),
+        passthrough.idle_timeout,
+        passthrough.half_closed_timeout
+    );
 }
 
 fn trace(out: &mut String, step: Step<'_>) {

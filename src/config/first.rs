@@ -16,6 +16,12 @@ impl Text for Pattern {
     const EXPECTED: &'static str = "a regular expression";
 
     fn parse(text: &str) -> Result<Self, Problem> {
+        if !text.is_ascii() {
+            // In double quotes TOML has made a character of `\xca` already, which is two bytes.
+            let problem = format!("{} has characters that are not ASCII, and bytes are matched", quote(text));
+            let hint = "write bytes as `\\xNN`, in single quotes, which leave backslashes alone";
+            return Err(Problem::new(ErrorKind::BadRegex, problem).hint(hint));
+        }
         let error = match Self::new(text) {
             Ok(pattern) => return Ok(pattern),
             Err(error) => error,

@@ -13,15 +13,15 @@ use super::context::Context;
 use super::prelude::{self, PlayError};
 use super::proxy::Told;
 use super::record::ConnRecord;
-use super::refuse::{Refusal, refuse};
+use super::refuse::Refusal;
 use super::termination::{Cause, Stage, Termination};
 use crate::guard::ConnPermit;
 use crate::net::{Direction, Relay, RelayEnd, Side, Socket, Timer, reset_on_close};
 use crate::peek::{Protocol, ServerName};
 use crate::prelude::Replay;
 use crate::route::RouteId;
-use crate::snapshot::Snapshot;
-use crate::upstream::{Caller, ConnectError, ConnectFailure};
+use crate::snapshot::{Backends, Snapshot};
+use crate::upstream::{Caller, ConnectError, ConnectFailure, UpstreamConn};
 
 /// A connection with its backend.
 pub(super) struct Established<'a> {
@@ -62,7 +62,7 @@ pub(super) struct Counted {
 /// How a connection began.
 pub(super) struct Begun {
     /// What a backend is played before it gets the hello.
-    pub(super) replay: Option<Replay>,
+    pub(super) replay: Option<Box<Replay>>,
     /// What the client is told when no backend can be reached.
     pub(super) without_backend: Refusal,
     /// What it is a connection of.
@@ -71,7 +71,14 @@ pub(super) struct Begun {
     pub(super) may_move: bool,
 }
 
-/// Connects to a backend of the route, or tells the client that there is none.
+/// A client without a backend, and how it is told.
+pub(super) struct Alone {
+    pub(super) stream: Socket,
+    pub(super) refusal: Refusal,
+    pub(super) why: Termination,
+}
+
+/// Connects to a backend of the route.
 pub(super) async fn connect<'a>(
     client: Client,
     begun: Begun,
@@ -80,61 +87,46 @@ pub(super) async fn connect<'a>(
     record: &mut ConnRecord,
     cx: &'a Context,
     timer: &mut Timer<'_>,
-) -> Result<Established<'a>, Termination> {
+) -> Result<Established<'a>, Alone> {
     let Client { stream, mut said, told, mut counted } = client;
+    let Begun { replay, without_backend: refusal, protocol, may_move } = begun;
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
         // The table and what belongs to its routes are built from the same configuration.
-        return Err(Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") });
+        let why = Termination { cause: Cause::Internal, stage: Stage::Route, reason: Some("no_backends") };
+        return Err(Alone { stream, refusal, why });
     };
     record.connecting();
     // Where something is played to the backend, the hello has its time later.
-    let hello = begun.replay.as_ref().map(|replay| std::mem::replace(&mut said, replay.opening()));
-    if let Some(version) = backends.proxy_protocol {
-        let destination =
-            told.destination.map_or_else(|| stream.local_addr(), Ok).map_err(ConnectError::Resource);
-        let destination = destination.map_err(|error| Termination::from(&error))?;
-        // In one piece with the hello: one write, and one segment for the backend.
-        said.splice(..0, record.header(version, destination, &told.hops));
+    let hello = replay.as_ref().map(|replay| std::mem::replace(&mut said, replay.opening()));
+    if let Err(why) = announce(&mut said, &stream, &told, backends, record) {
+        return Err(Alone { stream, refusal, why });
     }
     let connected = {
         let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();
         let server_name = server_name.as_ref().map(ServerName::as_str);
         let (client, ends_as_one) = (record.client().ip(), record.is_tls());
-        let may_move = begun.may_move;
         let caller = Caller { client, server_name, socket: &stream, ends_as_one, may_move };
         backends.upstream.connect(&said, caller, &cx.reactor, timer).await
     };
     let mut connection = match connected {
         Ok(connection) => connection,
         Err(failure) => {
-            let ended = Termination::from(&failure.error);
+            let why = Termination::from(&failure.error);
             tell_failure(failure, record, cx);
-            refuse(stream, begun.without_backend, record, &cx.scratch, timer).await;
-            return Err(ended);
+            return Err(Alone { stream, refusal, why });
         }
     };
     let mut left: Box<[u8]> = said.get(connection.sent..).unwrap_or_default().into();
-    if let (Some(replay), Some(hello)) = (begun.replay, hello) {
-        let (words, deadline) = ((&*left, &*hello), snapshot.timeouts.hello);
-        let played = prelude::play(replay, &mut connection.stream, words, deadline, &cx.scratch, timer);
-        if let Err(error) = Box::pin(played).await {
-            // A refusal may be of what the client said in clear, which is played to it.
-            if !matches!(error, PlayError::Replay(_)) {
-                connection.lease.unanswered();
-            }
-            record.tried(Some(Arc::clone(connection.lease.endpoint())));
-            debug!(?error, endpoint = &*connection.lease.endpoint().name, "a backend did not begin TLS");
-            refuse(stream, begun.without_backend, record, &cx.scratch, timer).await;
-            return Err(Termination::from(&error));
+    if let Some((replay, hello)) = replay.zip(hello) {
+        let words = (std::mem::take(&mut left), hello);
+        if let Err(why) = play(replay, &mut connection, words, snapshot, record, cx, timer).await {
+            return Err(Alone { stream, refusal, why });
         }
-        left = Box::default();
     }
-    if begun.protocol == Protocol::Postgres && connection.named.is_none() {
-        let server = Server {
-            endpoint: Arc::clone(connection.lease.endpoint()),
-            route: Arc::clone(&backends.route),
-            proxy_protocol: backends.proxy_protocol,
-        };
+    if protocol == Protocol::Postgres && connection.named.is_none() {
+        let endpoint = Arc::clone(connection.lease.endpoint());
+        let route = Arc::clone(&backends.route);
+        let server = Server { endpoint, route, proxy_protocol: backends.proxy_protocol };
         counted.session = Some(cx.shared.sessions.begin(record.whose(), server));
     }
     record.connected(connection.lease, connection.took, connection.named);
@@ -142,6 +134,44 @@ pub(super) async fn connect<'a>(
     let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
     let ends = Ends { client: stream, upstream: connection.stream, whole: false };
     Ok(Established { ends, relay, _counted: counted })
+}
+
+/// Puts the header that the backend is to be sent before what is `said`: in one piece with the hello it is one write, and one segment.
+fn announce(
+    said: &mut Vec<u8>,
+    stream: &Socket,
+    told: &Told,
+    backends: &Backends,
+    record: &ConnRecord,
+) -> Result<(), Termination> {
+    let Some(version) = backends.proxy_protocol else { return Ok(()) };
+    let destination = told.destination.map_or_else(|| stream.local_addr(), Ok);
+    let destination = destination.map_err(|error| Termination::from(&ConnectError::Resource(error)))?;
+    said.splice(..0, record.header(version, destination, &told.hops));
+    Ok(())
+}
+
+/// Plays what comes before TLS to the backend, and sends it the hello.
+async fn play(
+    replay: Box<Replay>,
+    connection: &mut UpstreamConn,
+    (left, hello): (Box<[u8]>, Vec<u8>),
+    snapshot: &Snapshot,
+    record: &mut ConnRecord,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Result<(), Termination> {
+    let (words, deadline) = ((&*left, &*hello), snapshot.timeouts.hello);
+    let played = prelude::play(replay, &mut connection.stream, words, deadline, &cx.scratch, timer);
+    let Err(error) = Box::pin(played).await else { return Ok(()) };
+    // A refusal may be of what the client said in clear, which is played to it.
+    if !matches!(error, PlayError::Replay(_)) {
+        connection.lease.unanswered();
+    }
+    let endpoint = connection.lease.endpoint();
+    debug!(?error, endpoint = &*endpoint.name, "a backend did not begin TLS");
+    record.tried(Some(Arc::clone(endpoint)));
+    Err(Termination::from(&error))
 }
 
 /// Tells of a connection for which there is no backend.

@@ -75,7 +75,7 @@ impl Limits {
     }
 
     /// The same for a client that is greeted now, which had no reason to hurry before.
-    pub(super) fn from_now(self, now: Moment) -> Self {
+    pub(super) fn greeted_at(self, now: Moment) -> Self {
         Self { hello_by: now + self.hello, ..self }
     }
 

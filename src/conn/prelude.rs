@@ -19,7 +19,7 @@ use crate::snapshot::Beginnings;
 pub(super) struct Opened {
     pub(super) preface: Preface,
     /// What its backend is to be played before it gets the hello.
-    pub(super) replay: Option<Replay>,
+    pub(super) replay: Option<Box<Replay>>,
     /// Whether it is a request to cancel a query of another connection.
     pub(super) cancels: bool,
 }
@@ -55,7 +55,7 @@ pub(super) async fn open(
     };
     let (preface, limits) = match (preface, beginnings.server_first) {
         (Preface::Other(Protocol::Silent), Some((protocol, _))) => {
-            (Preface::Other(protocol), limits.from_now(timer.now()))
+            (Preface::Other(protocol), limits.greeted_at(timer.now()))
         }
         (preface, _) => (preface, limits),
     };
@@ -127,7 +127,7 @@ async fn hello(
     if hello.server_name.is_none() {
         hello.server_name = prelude.server_name().cloned();
     }
-    Ok(Opened { replay: Some(prelude.replay()), ..Opened::plain(Preface::Tls(hello)) })
+    Ok(Opened { replay: Some(Box::new(prelude.replay())), ..Opened::plain(Preface::Tls(hello)) })
 }
 
 /// Tells the client these `words`, of which none are left then.
@@ -150,7 +150,7 @@ async fn say(
 /// Plays the prelude to a backend, which has begun to take what is said first and is sent what is `left` of that, and sends the
 /// `hello` after it.
 pub(super) async fn play(
-    mut replay: Replay,
+    mut replay: Box<Replay>,
     stream: &mut Socket,
     (left, hello): (&[u8], &[u8]),
     deadline: Duration,

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, getsockname, recv, send, shutdown, sockopt::socket_error};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -55,6 +55,11 @@ impl Socket {
     pub fn poll_heard(&self, cx: &Context<'_>) -> Poll<()> {
         // That it cannot be watched is for whoever reads to find out.
         self.0.poll_readable(cx).map(|_| ())
+    }
+
+    /// Whether there is nothing to read, now.
+    pub fn has_nothing_left(&self) -> bool {
+        ioctl_fionread(self).is_ok_and(|bytes| bytes == 0)
     }
 
     /// The address of this end, of a TCP connection.

@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn tls_within_a_protocol_is_for_routes_of_it_alone() {
         use Protocol::{Imap, Mysql, Postgres, Smtp};
-        let table: [(&[Protocol], Option<bool>, Option<Protocol>, bool); 13] = [
+        type Row = (&'static [Protocol], Option<bool>, Option<Protocol>, bool);
+        let table: [Row; 13] = [
             (&[], None, None, true),
             (&[], None, Some(Smtp), false),
             (&[Smtp], None, Some(Smtp), true),

@@ -303,6 +303,32 @@ fn a_client_that_is_gone_is_noticed_while_its_answer_is_awaited() {
     assert_eq!((&line["cause"], &line["reason"]), (&"client".into(), &"reset".into()), "{line}");
 }
 
+/// As the kernel does for a server that is killed with connections that it has not accepted yet.
+#[test]
+fn a_backend_that_ends_a_connection_without_a_word_is_left_too() {
+    let closing = Backend::new(drop);
+    let resetting = Backend::new(reset);
+    let good = Backend::tagged("good");
+    for rude in [closing.to_string(), resetting.to_string()] {
+        let proxy = proxy_to_first(&[rude.clone(), good.to_string()], "");
+        for hello in [to("a.test"), Vec::new()] {
+            let (took, outcome) = timed(|| probe(proxy.addr(), &hello));
+            assert_eq!(outcome, served("good"), "{} bytes, {rude}", hello.len());
+            assert!(took < OVER, "{took:?}");
+        }
+        // What has been asked in clear may have been done.
+        assert!(matches!(probe(proxy.addr(), b"GET / HTTP/1.0\r\n\r\n"), Outcome::Closed | Outcome::Reset));
+    }
+    // Last words are the client's to hear, and nobody is asked again.
+    let refusing = Backend::new(|mut stream| {
+        let _ = stream.read(&mut [0; 4096]).unwrap();
+        stream.write_all(&[21, 3, 3, 0, 2, 2, 40]).unwrap();
+    });
+    let proxy = proxy_to_first(&[refusing.to_string(), good.to_string()], "");
+    assert_eq!(probe(proxy.addr(), &to("a.test")), Outcome::Alert(40));
+    assert_eq!(good.hits(), 4);
+}
+
 #[test]
 fn without_another_one_a_slow_backend_serves_as_ever() {
     let late = Duration::from_millis(1200);

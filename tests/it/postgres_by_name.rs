@@ -152,7 +152,7 @@ fn a_copy_of_fifty_megabytes_is_the_same_on_both_sides() {
 
 #[test]
 fn a_query_is_cancelled_by_a_connection_that_names_no_server() {
-    let ([_one, _two], proxy) = two("");
+    let (servers, proxy) = two("");
     let asked = Asked { name: "two.db.test", port: proxy.addr().port(), more: "sslmode=require" };
     // A query of the other server that must not be touched by it.
     let other = Asked { name: "one.db.test", port: proxy.addr().port(), more: "sslmode=require" };
@@ -161,12 +161,16 @@ fn a_query_is_cancelled_by_a_connection_that_names_no_server() {
         command.args([&conninfo(asked), "-XAtqc", "select pg_sleep(60)"]).env("HOME", "/nonexistent");
         Process::start(&mut command, "postgresql-client")
     };
-    let (mut sleeping, mut bystander) = (sleep(&asked), sleep(&other));
     let runs =
         "select count(*) from pg_stat_activity where query = 'select pg_sleep(60)' and state = 'active'";
-    for asked in [&asked, &other] {
+    let begin = |asked: &Asked<'_>| {
+        let client = sleep(asked);
         wait_for("the query to run", || psql(asked, runs).stdout.trim() == "1");
-    }
+        client
+    };
+    let (mut bystander, mut sleeping) = (begin(&other), begin(&asked));
+    // One that stands still keeps the request from nobody else.
+    servers[0].signal(rustix::process::Signal::STOP);
     // psql asks for it when it is interrupted, in clear.
     sleeping.signal(rustix::process::Signal::INT);
     let ended = sleeping.wait(SOON);
@@ -176,6 +180,7 @@ fn a_query_is_cancelled_by_a_connection_that_names_no_server() {
         "{:?}",
         sleeping.stderr.all()
     );
+    servers[0].signal(rustix::process::Signal::CONT);
     assert_eq!(psql(&other, runs).stdout.trim(), "1", "the other query goes on");
     bystander.signal(rustix::process::Signal::KILL);
     bystander.wait(SOON);

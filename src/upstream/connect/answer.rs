@@ -17,13 +17,15 @@ use crate::net::{Moment, reset_on_close};
 enum Heard {
     /// The backend has sent something, and goes on.
     Answer,
-    /// It has ended, or the client has sent something or ended.
+    /// It has failed or ended without a word, as the kernel does for a program that was killed.
+    Nothing,
+    /// It has ended with its last words, or the client has sent something or ended.
     Other,
 }
 
 impl Search<'_, '_> {
-    /// Waits for the first byte of `connection`, or its end, or that the client goes on or ends itself: then it is this one for
-    /// good. Gives another endpoint to try when nothing of that comes in time. When there is none, or none may be tried, it
+    /// Waits for the first byte of `connection`, or that the client goes on or ends itself: then it is this one for
+    /// good. Gives another endpoint to try when nothing of that comes in time, or it ends without a word. When there is none, or none may be tried, it
     /// is this one for good as well: a slow one is better than nobody. `left` is the one before it that was left.
     pub(super) async fn awaits_in_vain(
         &mut self,
@@ -37,8 +39,8 @@ impl Search<'_, '_> {
         }
         match (self.first_heard(connection, until).await, left) {
             (Some(Heard::Answer), Some(left)) => self.was_outdone(&left),
-            (None, _) if may_be_left => return self.leave(connection),
-            (Some(Heard::Answer | Heard::Other) | None, _) => {}
+            (None | Some(Heard::Nothing), _) if may_be_left => return self.leave(connection),
+            (Some(Heard::Answer | Heard::Nothing | Heard::Other) | None, _) => {}
         }
         None
     }
@@ -57,6 +59,7 @@ impl Search<'_, '_> {
         let (backend, client) = (&connection.stream, self.caller.socket);
         let heard = poll_fn(|cx| match backend.poll_heard(cx) {
             Poll::Ready(()) if backend.poll_gone(cx, true).is_pending() => Poll::Ready(Heard::Answer),
+            Poll::Ready(()) if backend.has_nothing_left() => Poll::Ready(Heard::Nothing),
             Poll::Ready(()) => Poll::Ready(Heard::Other),
             Poll::Pending => client.poll_heard(cx).map(|()| Heard::Other),
         });
