@@ -25,11 +25,11 @@ cursor.execute(query)
 print(cursor.fetchone()[0])
 ";
 /// Which server it is.
-const WHO: &str = "select @@report_host";
+pub(crate) const WHO: &str = "select @@report_host";
 
 /// Debian's PyMySQL, as a client of `name` that trusts nothing but `ca`.
-fn ask(proxy: &Proxy, name: &str, account: (&str, &str), ca: &Path, query: &str) -> Finished {
-    let port = proxy.addr().port().to_string();
+pub(crate) fn ask(at: SocketAddr, name: &str, account: (&str, &str), ca: &Path, query: &str) -> Finished {
+    let port = at.port().to_string();
     let mut command = Command::new("/usr/bin/python3");
     command.args(["-c", PYMYSQL, name, &port, account.0, account.1]).arg(ca).arg(query);
     finish(&mut command, "python3-pymysql python3-nacl", "")
@@ -62,15 +62,15 @@ fn each_server_is_found_by_its_name_and_logged_in_to() {
     for (name, server) in [("one.db.test", &one), ("two.db.test", &two)] {
         let ca = certificate(server);
         for account in [("native", "secret"), ("ed", "secret"), ("open", "")] {
-            let done = ask(&proxy, name, account, &ca, WHO);
+            let done = ask(proxy.addr(), name, account, &ca, WHO);
             assert_eq!(done.stdout.trim(), name, "{account:?}: {}", done.stderr);
         }
-        let long = ask(&proxy, name, ("native", "secret"), &ca, "select repeat('abcdefgh', 1000000)");
+        let long = ask(proxy.addr(), name, ("native", "secret"), &ca, "select repeat('abcdefgh', 1000000)");
         assert!(long.stdout.trim() == "abcdefgh".repeat(1_000_000), "{}", long.stderr);
-        let wrong = ask(&proxy, name, ("native", "wrong"), &ca, WHO);
+        let wrong = ask(proxy.addr(), name, ("native", "wrong"), &ca, WHO);
         assert!(wrong.stderr.contains("Access denied for user 'native'"), "{}", wrong.stderr);
     }
-    let wrong = ask(&proxy, "two.db.test", ("open", ""), &certificate(&one), WHO);
+    let wrong = ask(proxy.addr(), "two.db.test", ("open", ""), &certificate(&one), WHO);
     assert!(wrong.stderr.contains("certificate verify failed"), "{}", wrong.stderr);
     let line =
         proxy.access_line("one", |line| line["sni"] == "one.db.test" && line["action"] == "passthrough");
@@ -80,13 +80,13 @@ fn each_server_is_found_by_its_name_and_logged_in_to() {
 #[test]
 fn clients_without_tls_or_a_name_are_told_so() {
     let ([one, _two], proxy) = two("");
-    let clear = ask(&proxy, "one.db.test", ("open", ""), Path::new(""), WHO);
+    let clear = ask(proxy.addr(), "one.db.test", ("open", ""), Path::new(""), WHO);
     assert!(clear.stderr.contains("(3159, 'TLS is required')"), "{}{}", clear.stdout, clear.stderr);
     let clear = mariadb_client(&proxy, &["--skip-ssl"]);
     assert!(clear.stderr.contains("ERROR 3159 (HY000): TLS is required"), "{}", clear.stderr);
     let nameless = mariadb_client(&proxy, &["--ssl"]);
     assert!(nameless.stderr.contains("TLS/SSL error"), "{}{}", nameless.stdout, nameless.stderr);
-    let other = ask(&proxy, "other.db.test", ("open", ""), &certificate(&one), WHO);
+    let other = ask(proxy.addr(), "other.db.test", ("open", ""), &certificate(&one), WHO);
     assert!(other.stderr.contains("unrecognized name"), "{}{}", other.stdout, other.stderr);
 }
 

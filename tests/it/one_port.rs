@@ -3,18 +3,20 @@
 //! Clients of MySQL, SMTP, IMAP, POP3 and the like say nothing until their server has spoken, and that it is which of them nobody can
 //! tell. One of these protocols can share the port with all others; each further one has an address of its own with the same port.
 
-use std::io::Write as _;
+use std::io::{Read, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::client::free_port;
+use crate::mysql_by_name::{WHO, ask};
+use crate::support::client::{connect, free_port, timed};
 use crate::support::process::{Finished, Process, finish};
 use crate::support::programs::{Nginx, curl};
 use crate::support::proxy::Proxy;
 use crate::support::secured::{
-    CERTIFICATE, KEY, certificate, dovecot, mosquitto, openvpn, postfix, postgres, redis, slapd, sshd,
+    CERTIFICATE, KEY, certificate, dovecot, mariadb, mosquitto, openvpn, postfix, postgres, redis, slapd,
+    sshd,
 };
 use crate::support::servers::Server;
 use crate::support::{SOON, wait_for};
@@ -24,6 +26,7 @@ struct Scene {
     web: Nginx,
     ssh: Server,
     databases: [Server; 2],
+    mysql: [Server; 2],
     cache: Server,
     broker: Server,
     vpn: Server,
@@ -42,6 +45,7 @@ impl Scene {
     fn new() -> Self {
         let web = Nginx::start(&["www.test", "app.test"]);
         let databases = ["one.db.test", "two.db.test"].map(postgres);
+        let mysql = ["one.sql.test", "two.sql.test"].map(mariadb);
         let (ssh, cache, broker) = (sshd(), redis("cache.test"), mosquitto("broker.test"));
         let (vpn, mail) = (openvpn("vpn.test"), postfix("mail.test"));
         let (boxes, directory) = (dovecot("mail.test", "imap"), slapd("ldap.test"));
@@ -49,13 +53,16 @@ impl Scene {
         let route = |what: &str, to: SocketAddr| format!("[[route]]\n{what}\nto = '{to}'\n");
         let config = [
             format!(
-                "[[listener]]\nname = 'all'\nbind = '127.0.0.1:{port}'\nsilent_after = '500ms'\n\
+                "[[listener]]\nname = 'all'\nbind = '127.0.0.1:{port}'\n\
+                 server_first = {{ protocol = 'mysql', after = '500ms' }}\n\
                  [[listener]]\nname = 'smtp'\nbind = '{SMTP}:{port}'\nserver_first = 'smtp'\n\
                  [[listener]]\nname = 'imap'\nbind = '{IMAP}:{port}'\nserver_first = 'imap'\n\
                  [[route]]\nprotocol = 'http'\nredirect = 'https'\n"
             ),
             route("sni = ['www.test', 'app.test']\nprotocol = 'http'", web.addr()),
-            route("protocol = ['ssh', 'silent']", ssh.addr()),
+            route("protocol = 'ssh'", ssh.addr()),
+            route("sni = 'one.sql.test'\nprotocol = 'mysql'", mysql[0].addr()),
+            route("sni = ['two.sql.test', 'none']\nprotocol = 'mysql'", mysql[1].addr()),
             route("sni = 'one.db.test'\nprotocol = 'postgres'", databases[0].addr()),
             route("sni = 'two.db.test'\nprotocol = 'postgres'", databases[1].addr()),
             route("sni = 'cache.test'\nprotocol = 'redis'", cache.addr()),
@@ -66,7 +73,7 @@ impl Scene {
             route("sni = 'ldap.test'\nprotocol = 'ldap'", directory.addr()),
         ];
         let proxy = Proxy::start(&config.concat());
-        Self { web, ssh, databases, cache, broker, vpn, mail, boxes, directory, proxy, port }
+        Self { web, ssh, databases, mysql, cache, broker, vpn, mail, boxes, directory, proxy, port }
     }
 
     fn all(&self) -> SocketAddr {
@@ -99,9 +106,10 @@ fn path(path: &Path) -> &str {
 }
 
 #[test]
-fn a_dozen_protocols_share_a_port() {
+fn eleven_protocols_share_a_port() {
     let scene = Scene::new();
-    let clients: [fn(&Scene); 10] = [https, http, ssh, databases, cache, broker, vpn, mail, boxes, directory];
+    let clients: [fn(&Scene); 11] =
+        [https, http, ssh, databases, mysql, cache, broker, vpn, mail, boxes, directory];
     // All at the same time, twice over; one that fails ends the test.
     let scene = &scene;
     std::thread::scope(|scope| {
@@ -171,6 +179,18 @@ fn databases(scene: &Scene) {
     }
 }
 
+fn mysql(scene: &Scene) {
+    for (name, server) in ["one.sql.test", "two.sql.test"].iter().zip(&scene.mysql) {
+        let done = ask(scene.all(), name, ("native", "secret"), &certificate(server), WHO);
+        assert_says(&done, name);
+    }
+    // Debian's own client names no server.
+    let port = scene.port.to_string();
+    let words =
+        ["mariadb", "--no-defaults", "-h", "127.0.0.1", "-P", &port, "-u", "open", "--ssl", "-Ne", WHO];
+    assert_says(&run("mariadb-client", "", &words), "two.sql.test");
+}
+
 fn s_client(addr: SocketAddr, name: &str, ca: &Path, options: &[&str], input: &str) -> Finished {
     let addr = addr.to_string();
     let mut words = vec!["timeout", "20", "openssl", "s_client", "-connect", &addr, "-servername", name];
@@ -198,14 +218,24 @@ fn cache(scene: &Scene) {
 }
 
 fn broker(scene: &Scene) {
-    // Clients of Mosquitto name the host that they connect to: one that stands in a file of theirs alone.
     let (port, ca) = (scene.port.to_string(), certificate(&scene.broker));
-    let script = "import ssl, socket, sys\n\
-        context = ssl.create_default_context(cafile=sys.argv[2])\n\
-        stream = context.wrap_socket(socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10), server_hostname='broker.test')\n\
-        stream.sendall(bytes.fromhex('100d00044d5154540402003c000161'))\n\
-        print(stream.recv(4).hex())";
-    assert_says(&run("python3", "", &["python3", "-c", script, &port, path(&ca)]), "20020000");
+    // The client names the host that it connects to, and looks it up: where it leads is its resolver's to say.
+    let hosts = Hosts::new("127.0.0.1 broker.test\n");
+    let words = [
+        "mosquitto_pub",
+        "-h",
+        "broker.test",
+        "-p",
+        &port,
+        "--cafile",
+        path(&ca),
+        "-t",
+        "a",
+        "-m",
+        "b",
+        "-d",
+    ];
+    assert_says(&hosts.run("mosquitto-clients util-linux", &words), "received CONNACK (0)");
 }
 
 fn vpn(scene: &Scene) {
@@ -242,45 +272,43 @@ fn boxes(scene: &Scene) {
 
 fn directory(scene: &Scene) {
     let (url, ca) = (format!("ldap://ldap.test:{}", scene.port), certificate(&scene.directory));
-    // The client checks the name of its URL, and looks it up: where it leads is its resolver's to say.
     let hosts = Hosts::new("127.0.0.1 ldap.test\n");
-    let words = ["ldapsearch", "-LLL", "-ZZ", "-x", "-D", "cn=admin,dc=test", "-w", "secret", "-H", &url];
-    let mut all = hosts.wrap();
-    all.extend(["env".to_owned(), format!("LDAPTLS_CACERT={}", path(&ca))]);
-    all.extend(words.iter().map(|word| (*word).to_owned()));
-    all.extend(["-b", "", "-s", "base", "namingContexts"].map(str::to_owned));
-    let words: Vec<&str> = all.iter().map(String::as_str).collect();
-    assert_says(&run("ldap-utils util-linux", "", &words), "namingContexts: dc=test");
+    let trust = format!("LDAPTLS_CACERT={}", path(&ca));
+    let mut words =
+        vec!["env", &trust, "ldapsearch", "-LLL", "-ZZ", "-x", "-D", "cn=admin,dc=test", "-w", "secret"];
+    words.extend(["-H", &url, "-b", "", "-s", "base", "namingContexts"]);
+    assert_says(&hosts.run("ldap-utils util-linux", &words), "namingContexts: dc=test");
 }
 
 /// Names of hosts for one command alone.
-struct Hosts(tempfile::NamedTempFile, PathBuf);
+struct Hosts(tempfile::NamedTempFile);
 
 impl Hosts {
     fn new(lines: &str) -> Self {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(lines.as_bytes()).unwrap();
-        let path = file.path().to_owned();
-        Self(file, path)
+        Self(file)
     }
 
-    /// What comes before the command.
-    fn wrap(&self) -> Vec<String> {
-        assert!(self.0.path().exists());
-        let mount = format!("mount --bind {} /etc/hosts && exec \"$@\"", self.1.display());
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"]
-            .map(str::to_owned)
-            .to_vec()
+    /// Runs a command for which hosts have these names.
+    fn run(&self, package: &str, words: &[&str]) -> Finished {
+        let mount = format!("mount --bind {} /etc/hosts && exec \"$@\"", path(self.0.path()));
+        let wrap = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &mount, "sh"];
+        run(package, "", &[&wrap[..], words].concat())
     }
 }
 
 #[test]
-fn silent_clients_of_the_shared_port_have_their_server() {
+fn silent_clients_of_the_shared_port_are_greeted_after_a_while() {
     let scene = Scene::new();
-    // OpenSSH's clients speak at once; one that waits is led to the same server, after the time that it is given.
-    let mut stream = crate::support::client::connect(scene.all());
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut said = [0; 8];
-    std::io::Read::read_exact(&mut stream, &mut said).unwrap();
-    assert_eq!(&said, b"SSH-2.0-");
+    let mut stream = connect(scene.all());
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let (took, said) = timed(|| {
+        let mut said = [0; 5];
+        stream.read_exact(&mut said).unwrap();
+        said
+    });
+    // The number of the packet and the version of the handshake, and no sooner than others would have spoken.
+    assert_eq!(said[3..], [0, 10]);
+    assert!(took >= Duration::from_millis(450), "{took:?}");
 }
