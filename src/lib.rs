@@ -11,6 +11,7 @@
 //! - [`snapshot`] is one generation of the configuration at work.
 //! - [`service`] is what a supervisor is told, and whose rights the process keeps.
 //! - [`guard`] refuses by address, [`route`] chooses, [`upstream`] connects, [`telemetry`] tells.
+//! - [`tls`] is TLS that ends here, with clients and with backends.
 //! - [`config`] is what the user wrote, resolved.
 //! - [`prelude`] is what is said before TLS inside other protocols.
 //! - [`peek`] reads first bytes, [`net`] moves the others.
@@ -31,5 +32,6 @@ pub mod server;
 pub mod service;
 pub mod snapshot;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod worker;

@@ -1,0 +1,1 @@
+//! TLS that ends here: certificates, handshakes with clients and with backends, and what comes out of both.
