@@ -1,6 +1,6 @@
 //! What is told of a connection: its counters, and one line in the access log when it has ended.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{RefCell, RefMut};
 use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -19,10 +19,14 @@ use super::registry::Place;
 use super::termination::{Cause, Stage, Termination};
 use crate::config::LogFormat;
 use crate::guard::Rejection;
-use crate::net::{Announcement, Direction, Hops, Meter, Opening, ProxyVersion};
+use crate::net::{Announcement, Hops, Opening, ProxyVersion};
 use crate::peek::{Alpn, Detector, Ja4, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
 use crate::upstream::{Endpoint, Lease};
+
+mod meter;
+
+use meter::{Counts, TrafficMeter};
 
 /// The story of a connection. Dropped without an end, it was forced.
 #[derive(Debug)]
@@ -88,22 +92,6 @@ enum Reached {
     Backend(Lease, Duration),
     /// The same, to the server that the client names, at this address.
     Named(Box<(Lease, Duration, SocketAddr)>),
-}
-
-/// Bytes from and to the client.
-#[derive(Debug, Default)]
-struct Counts {
-    received: Cell<u64>,
-    sent: Cell<u64>,
-    spliced: Cell<u64>,
-    /// Whether the backend has sent a byte.
-    answered: Cell<bool>,
-}
-
-/// Counts bytes as they pass, for the connection and for its route.
-pub(super) struct TrafficMeter<'a> {
-    open: &'a Open,
-    traffic: Option<&'a Traffic>,
 }
 
 impl ConnRecord {
@@ -420,36 +408,6 @@ impl Drop for ConnRecord {
         let access_log = self.cx.shared.access_log.load();
         if let Some(format) = access_log.format().filter(|_| story.told) {
             access_log.write(story.line(counts, end.stage, Some(end), duration).render(format));
-        }
-    }
-}
-
-impl Meter for TrafficMeter<'_> {
-    fn read(&self, direction: Direction, n: usize) {
-        if direction == Direction::Up {
-            self.open.counts.received.set(self.open.counts.received.get() + n as u64);
-            if let Some(traffic) = self.traffic {
-                traffic.received.increment(n as u64);
-            }
-        } else if !self.open.counts.answered.replace(true)
-            && let Some(lease) = self.open.story.borrow().reached.lease()
-        {
-            lease.answered();
-        }
-    }
-
-    fn written(&self, direction: Direction, n: usize, spliced: bool) {
-        if spliced {
-            self.open.counts.spliced.set(self.open.counts.spliced.get() + n as u64);
-            if let Some(traffic) = self.traffic {
-                traffic.spliced.increment(n as u64);
-            }
-        }
-        if direction == Direction::Down {
-            self.open.counts.sent.set(self.open.counts.sent.get() + n as u64);
-            if let Some(traffic) = self.traffic {
-                traffic.sent.increment(n as u64);
-            }
         }
     }
 }

@@ -1,0 +1,53 @@
+//! What is counted of a connection's bytes as they pass.
+
+use std::cell::Cell;
+
+use super::Open;
+use crate::net::{Direction, Meter};
+use crate::snapshot::Traffic;
+
+/// Bytes from and to the client.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) received: Cell<u64>,
+    pub(super) sent: Cell<u64>,
+    pub(super) spliced: Cell<u64>,
+    /// Whether the backend has sent a byte.
+    pub(super) answered: Cell<bool>,
+}
+
+/// Counts bytes as they pass, for the connection and for its route.
+pub(in crate::conn) struct TrafficMeter<'a> {
+    pub(super) open: &'a Open,
+    pub(super) traffic: Option<&'a Traffic>,
+}
+
+impl Meter for TrafficMeter<'_> {
+    fn read(&self, direction: Direction, n: usize) {
+        if direction == Direction::Up {
+            self.open.counts.received.set(self.open.counts.received.get() + n as u64);
+            if let Some(traffic) = self.traffic {
+                traffic.received.increment(n as u64);
+            }
+        } else if !self.open.counts.answered.replace(true)
+            && let Some(lease) = self.open.story.borrow().reached.lease()
+        {
+            lease.answered();
+        }
+    }
+
+    fn written(&self, direction: Direction, n: usize, spliced: bool) {
+        if spliced {
+            self.open.counts.spliced.set(self.open.counts.spliced.get() + n as u64);
+            if let Some(traffic) = self.traffic {
+                traffic.spliced.increment(n as u64);
+            }
+        }
+        if direction == Direction::Down {
+            self.open.counts.sent.set(self.open.counts.sent.get() + n as u64);
+            if let Some(traffic) = self.traffic {
+                traffic.sent.increment(n as u64);
+            }
+        }
+    }
+}
