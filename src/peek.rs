@@ -12,6 +12,7 @@ mod ldap;
 mod mail;
 mod mqtt;
 mod openvpn;
+mod parameters;
 mod pattern;
 mod postgres;
 mod protocol;
@@ -19,6 +20,7 @@ mod rdp;
 mod redis;
 #[cfg(test)]
 mod samples;
+mod server_hello;
 mod server_name;
 mod socks;
 mod ssh;
@@ -27,8 +29,10 @@ mod xmpp;
 pub use client_hello::{Alpn, Assembled, ClientHello, HelloError, HelloReader};
 pub use detect::Detector;
 pub use ja4::{Ja4, Ja4Error};
+pub use parameters::{Group, Handshake, KeyExchange, TlsVersion};
 pub use pattern::{Pattern, PatternError, PatternId, Patterns};
 pub use protocol::Protocol;
+pub use server_hello::Answer;
 pub use server_name::{NameError, ServerName};
 
 /// What a client of PostgreSQL asks for in clear (StartupMessage).

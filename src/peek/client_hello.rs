@@ -20,6 +20,7 @@ const HANDSHAKE_HEADER: usize = 4;
 const MAX_FRAGMENT: usize = 1 << 14;
 const CONTENT_HANDSHAKE: u8 = 22;
 const MESSAGE_CLIENT_HELLO: u8 = 1;
+const TLS_1_3: u16 = 0x0304;
 
 /// What a ClientHello says, as far as routing, logs and metrics care.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +40,9 @@ pub struct ClientHello {
     pub ech: bool,
     /// Whether the client says that it sends early data (0-RTT), which a server may act on before it has answered.
     pub early_data: bool,
+    /// Whether the client offers to go on with an earlier session: by a key that both have, a ticket, or without TLS 1.3
+    /// by the session's id.
+    pub resumption: bool,
     /// The fingerprint of the client, where one was asked for.
     pub ja4: Option<Box<Ja4>>,
     /// Length of the handshake message in bytes, its header included.
@@ -247,6 +251,9 @@ impl ClientHello {
                 signatures = signature_algorithms(body).ok_or(HelloError::Syntax)?;
             }
         }
+        // With TLS 1.3 an id says nothing: clients make one up (RFC 8446 §D.4).
+        let by_id = contents.session_id.is_some_and(|id| !id.is_empty());
+        hello.resumption |= by_id && !hello.versions.contains(&TLS_1_3);
         if ja4 {
             let offer = Offer {
                 versions: &hello.versions,
@@ -286,6 +293,15 @@ impl ClientHello {
             extension::EARLY_DATA => {
                 // Empty in a hello; whatever it holds, the server is told of early data.
                 self.early_data = true;
+                return Ok(());
+            }
+            extension::PRE_SHARED_KEY => {
+                self.resumption = true;
+                return Ok(());
+            }
+            extension::SESSION_TICKET => {
+                // An empty one asks for a ticket to come (RFC 5077 §3.2).
+                self.resumption |= !body.is_empty();
                 return Ok(());
             }
             _ => return Ok(()),

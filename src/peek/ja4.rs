@@ -7,6 +7,7 @@ use std::fmt::{self, Write};
 use aws_lc_rs::digest::{SHA256, digest};
 
 use super::extension;
+use super::parameters::is_grease;
 
 /// Length of a fingerprint in characters: 10 of counts, and two hashes of 12.
 const LEN: usize = 36;
@@ -122,12 +123,6 @@ impl fmt::Debug for Ja4 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ja4({self})")
     }
-}
-
-/// Values that clients send to keep servers used to unknown ones (RFC 8701 §2): chosen anew each time.
-fn is_grease(value: u16) -> bool {
-    let [high, low] = value.to_be_bytes();
-    high == low && low & 0x0f == 0x0a
 }
 
 /// The highest version that is offered.

@@ -357,3 +357,23 @@ fn early_data_is_seen_and_what_belongs_to_a_hello_is_counted() {
     // Where the server speaks first, nothing was said.
     assert!([Protocol::Silent, Protocol::Smtp].iter().all(|it| Preface::Other(*it).may_be_repeated(0)));
 }
+
+#[test]
+fn an_offer_to_resume_is_seen() {
+    let versions = |list: &[u8]| extension(43, &[&[u8::try_from(list.len()).unwrap()], list].concat());
+    let both = versions(&[3, 4, 3, 3]);
+    let hello = |extensions: &[Vec<u8>]| read_all(&record(&message(extensions))).resumption;
+    assert!(!hello(&[sni(b"a.test"), both.clone()]));
+    assert!(!hello(&[extension(35, &[]), both.clone()]), "it asks for a ticket");
+    assert!(hello(&[extension(35, &[1, 2, 3])]));
+    assert!(hello(&[both.clone(), extension(41, &[0, 0])]));
+    // An id of 32 bytes in place of none.
+    let with_id = |extensions: &[Vec<u8>]| {
+        let plain = message(extensions);
+        let body = [&plain[4..38], &[32], [9; 32].as_slice(), &plain[39..]].concat();
+        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+        read_all(&record(&[&[1], &length[1..], body.as_slice()].concat())).resumption
+    };
+    assert!(with_id(&[sni(b"a.test")]));
+    assert!(!with_id(&[sni(b"a.test"), both]), "made up for middleboxes");
+}
