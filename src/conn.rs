@@ -18,6 +18,7 @@ use crate::snapshot::Snapshot;
 mod accept;
 mod balance;
 mod cancel;
+mod census;
 mod context;
 mod hello_bytes;
 mod limited;
@@ -103,7 +104,7 @@ async fn establish<'a>(
     // From here on it may be closed at any time; and nothing has been done yet that would be in vain.
     stream.watch().map_err(|_| Termination::unwatched())?;
     permit.hello_done();
-    listener.metrics.hello_read(at.elapsed());
+    listener.metrics.hello_read(at.elapsed(), opened.preface.hello());
     let client = Client { stream, said, told, counted: Counted { permit, live, session: None } };
     proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer).await
 }

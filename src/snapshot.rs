@@ -16,6 +16,10 @@ use crate::route::{RouteId, RouteTable};
 use crate::telemetry::{Family, Registry};
 use crate::upstream::{Pools, Resolver, Upstream};
 
+mod handshakes;
+
+pub use handshakes::Handshakes;
+
 const RECEIVED: Family = Family {
     name: "portcullis_received_bytes_total",
     help: "Bytes received from clients, their hellos included.",
@@ -110,6 +114,8 @@ pub struct Traffic {
     pub spliced: Counter,
     /// How long connections lasted, in seconds.
     pub duration: Histogram,
+    /// Handshakes of TLS.
+    pub handshakes: Handshakes,
 }
 
 impl Snapshot {
@@ -157,7 +163,7 @@ impl Snapshot {
             table,
             timeouts: config.timeouts,
             max_hello: config.max_hello_size,
-            unrouted: Arc::new(Traffic::new(NO_ROUTE, registry)),
+            unrouted: Arc::new(Traffic::new(&NO_ROUTE.into(), registry)),
             beginnings,
             unlisted: Beginnings::default(),
         }
@@ -233,8 +239,10 @@ impl Beginnings {
 }
 
 impl Traffic {
-    fn new(route: &str, registry: &Registry) -> Self {
+    fn new(route: &Arc<str>, registry: &Arc<Registry>) -> Self {
+        let handshakes = Handshakes::new(route, registry);
         Self {
+            handshakes,
             received: registry.counter(&RECEIVED, &[route]),
             sent: registry.counter(&SENT, &[route]),
             spliced: registry.counter(&SPLICED, &[route]),

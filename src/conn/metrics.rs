@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
+use super::census::Census;
 use super::peek::PeekError;
 use super::termination::Termination;
+use crate::peek::ClientHello;
 use crate::telemetry::{Family, Registry};
 
 const CONNECTIONS: Family = Family {
@@ -59,6 +61,7 @@ pub(super) struct ListenerMetrics {
     pub(super) internal: Counter,
     hello_time: Histogram,
     hello_errors: [Counter; PeekError::REASONS.len()],
+    census: Census,
 }
 
 /// What became of a connection.
@@ -87,6 +90,7 @@ impl ListenerMetrics {
             internal: registry.counter(&INTERNAL, &[listener]),
             hello_time: registry.histogram(&HELLO_TIME, &[listener]),
             hello_errors: PeekError::REASONS.map(|reason| counter(&HELLO_ERRORS, reason)),
+            census: Census::new(listener, registry),
         }
     }
 
@@ -101,8 +105,12 @@ impl ListenerMetrics {
         counters.filter(|(word, _)| Some(**word) == reason).for_each(|(_, counter)| counter.increment(1));
     }
 
-    pub(super) fn hello_read(&self, took: Duration) {
+    /// It is known after so long what a connection is: of TLS, with this hello.
+    pub(super) fn hello_read(&self, took: Duration, hello: Option<&ClientHello>) {
         self.hello_time.record(took);
+        if let Some(hello) = hello {
+            self.census.count(hello);
+        }
     }
 
     pub(super) fn hello_failed(&self, error: &PeekError) {

@@ -130,6 +130,7 @@ pub(super) async fn connect<'a>(
         counted.session = Some(cx.shared.sessions.begin(record.whose(), server));
     }
     record.connected(connection.lease, connection.took, connection.named);
+    record.hello_passed_on();
     let throttle = counted.permit.throttle(Instant::now());
     let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
     let ends = Ends { client: stream, upstream: connection.stream, whole: false };

@@ -232,6 +232,11 @@ impl ConnRecord {
         };
     }
 
+    /// The hello of a client that speaks TLS was passed on: what its backend says next is the answer.
+    pub(super) fn hello_passed_on(&self) {
+        self.open.counts.hello_open.set(self.is_tls());
+    }
+
     /// Whether the client speaks TLS.
     pub(super) fn is_tls(&self) -> bool {
         self.story().tls

@@ -71,6 +71,10 @@ pub struct IdleLimits {
 pub trait Meter {
     /// `n` bytes were read from the source of `direction`.
     fn read(&self, direction: Direction, n: usize);
+    /// The same of bytes that are copied, before they are passed on; what is spliced nobody sees.
+    fn copied(&self, direction: Direction, bytes: &[u8]) {
+        self.read(direction, bytes.len());
+    }
     /// `n` bytes were written to the destination of `direction`, `spliced` or copied.
     fn written(&self, direction: Direction, n: usize, spliced: bool);
 }

@@ -134,6 +134,11 @@ impl Group {
         }
     }
 
+    /// The groups of a client's `numbers`, in its order, without those that are there to keep servers used to unknown ones.
+    pub fn offered(numbers: &[u16]) -> impl Iterator<Item = Self> {
+        numbers.iter().filter(|number| !is_grease(**number)).map(|number| Self::of(*number))
+    }
+
     /// Whether quantum computers are not known to break it.
     pub const fn is_post_quantum(self) -> bool {
         match self {

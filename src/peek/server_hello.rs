@@ -180,7 +180,11 @@ fn join(mut records: Cursor<'_>) -> (Cow<'_, [u8]>, Option<u8>) {
     while joined.len() < MAX_JOINED {
         match next_record(&mut records) {
             Some((HANDSHAKE, fragment)) if joined.is_empty() => joined = Cow::Borrowed(fragment),
-            Some((HANDSHAKE, fragment)) => joined.to_mut().extend_from_slice(fragment),
+            Some((HANDSHAKE, fragment)) => {
+                let joined = joined.to_mut();
+                joined.reserve(fragment.len() + records.rest().len().min(MAX_JOINED));
+                joined.extend_from_slice(fragment);
+            }
             then => return (joined, then.map(|(kind, _)| kind)),
         }
     }

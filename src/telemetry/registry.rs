@@ -15,6 +15,9 @@ const STAGE_SECONDS: [f64; 13] =
 const CONNECTION_SECONDS: [f64; 12] =
     [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0];
 
+/// Bounds in bytes of ClientHellos: classic ones have some 250 to 600, those with a post-quantum key share 1,500 to 2,000.
+const HELLO_BYTES: [f64; 9] = [256.0, 512.0, 768.0, 1024.0, 1536.0, 2048.0, 4096.0, 8192.0, 16_384.0];
+
 /// A family of metrics: its name, what it says, and the names of its labels. Declared beside the module that
 /// records it; label values come from the configuration or a fixed enumeration, never from a peer.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +50,10 @@ impl Registry {
     /// Never in practice: when the bounds of a histogram are empty.
     pub fn new() -> Result<Self, BuildError> {
         let longest = Matcher::Full("portcullis_connection_duration_seconds".to_owned());
+        let hellos = Matcher::Full("portcullis_clienthello_size_bytes".to_owned());
         let recorder = PrometheusBuilder::new()
             .set_buckets_for_metric(longest, &CONNECTION_SECONDS)?
+            .set_buckets_for_metric(hellos, &HELLO_BYTES)?
             .set_buckets(&STAGE_SECONDS)?
             .build_recorder();
         let handle = recorder.handle();

@@ -18,6 +18,7 @@ mod support;
 mod admin_api;
 mod architecture;
 mod balance;
+mod census;
 mod cli;
 mod config_samples;
 mod dns;

@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use super::Open;
 use crate::net::{Direction, Meter};
+use crate::peek::Answer;
 use crate::snapshot::Traffic;
 
 /// Bytes from and to the client.
@@ -14,12 +15,25 @@ pub(super) struct Counts {
     pub(super) spliced: Cell<u64>,
     /// Whether the backend has sent a byte.
     pub(super) answered: Cell<bool>,
+    /// Whether what the backend sends next is its answer to the ClientHello.
+    pub(super) hello_open: Cell<bool>,
 }
 
 /// Counts bytes as they pass, for the connection and for its route.
 pub(in crate::conn) struct TrafficMeter<'a> {
     pub(super) open: &'a Open,
     pub(super) traffic: Option<&'a Traffic>,
+}
+
+impl TrafficMeter<'_> {
+    /// Counts what the backend chose, from what was read of it at once.
+    fn answered(&self, bytes: &[u8]) {
+        let Some(answer) = Answer::read(bytes) else { return };
+        self.open.counts.hello_open.set(answer == Answer::Retry);
+        if let Some(traffic) = self.traffic {
+            traffic.handshakes.answered(answer);
+        }
+    }
 }
 
 impl Meter for TrafficMeter<'_> {
@@ -34,6 +48,13 @@ impl Meter for TrafficMeter<'_> {
         {
             lease.answered();
         }
+    }
+
+    fn copied(&self, direction: Direction, bytes: &[u8]) {
+        if direction == Direction::Down && self.open.counts.hello_open.get() {
+            self.answered(bytes);
+        }
+        self.read(direction, bytes.len());
     }
 
     fn written(&self, direction: Direction, n: usize, spliced: bool) {

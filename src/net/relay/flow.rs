@@ -236,7 +236,7 @@ impl<'a> Flow<'a> {
                 // The limit of a half-closed relay begins here.
                 return Poll::Ready(true);
             }
-            passing.read(self.direction, bytes.len());
+            passing.copied(self.direction, bytes);
             self.mode = self.mode.after_read(bytes.len());
             // The last bytes and the end of the stream leave in one segment. A reset is no end: it would throw
             // away what waits for one.
@@ -420,8 +420,17 @@ impl<M: Meter> Passing<'_, '_, M> {
         }
     }
 
+    fn copied(&mut self, direction: Direction, bytes: &[u8]) {
+        self.meter.copied(direction, bytes);
+        self.charge(direction, bytes.len());
+    }
+
     fn read(&mut self, direction: Direction, n: usize) {
         self.meter.read(direction, n);
+        self.charge(direction, n);
+    }
+
+    fn charge(&mut self, direction: Direction, n: usize) {
         if let Some(throttle) = &mut self.throttle {
             throttle.charge(direction, n, Instant::now());
         }
