@@ -1,1 +1,3 @@
 //! TLS that ends here: certificates, handshakes with clients and with backends, and what comes out of both.
+
+pub mod inspect;

@@ -8,6 +8,7 @@ use super::Target;
 
 mod agent;
 mod checks;
+mod dial;
 mod error;
 mod greeting;
 mod http;
@@ -22,11 +23,12 @@ mod tests;
 
 pub use agent::{AgentReport, AgentState};
 pub(super) use checks::Checks;
+pub use dial::{dial, within};
 pub use error::{CheckError, Excerpt, Step};
 pub use metrics::HealthMetrics;
 pub use probe::{Passed, Probe};
 pub use tally::{Change, Tally};
-pub use watch::{Checked, Report, State, watch};
+pub use watch::{Checked, Report, State, share, watch};
 
 /// Checks under way at once, of all upstreams together: each is a descriptor.
 pub const CONCURRENT: usize = 64;

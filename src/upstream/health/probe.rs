@@ -1,17 +1,15 @@
 //! One check of one endpoint.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::either::Either;
 
 use super::agent::{self, AgentReport};
+use super::dial::{connect, dial, within};
 use super::error::{CheckError, Excerpt, Step};
 use super::greeting::{self, Greeting, Heard};
 use super::tls::Tls;
@@ -22,16 +20,12 @@ use crate::net::ProxyVersion;
 /// What of an answer is read, in bytes.
 const ANSWER: u64 = 8 * 1024;
 
-/// Headers of the PROXY protocol (§2.1 and §2.2) for what a proxy does for itself: UNKNOWN, and LOCAL without addresses.
-const HEADER_V1: &[u8] = b"PROXY UNKNOWN\r\n";
-const HEADER_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
-
 /// How the endpoints of an upstream are checked.
 pub struct Probe {
     kind: Kind,
     port: Option<u16>,
     agent: Option<u16>,
-    header: &'static [u8],
+    header: Option<ProxyVersion>,
     timeout: Duration,
 }
 
@@ -68,12 +62,13 @@ impl Probe {
             Check::Ssh => Kind::Greet(greeting::SSH),
             Check::Smtp => Kind::Greet(greeting::SMTP),
         };
-        let header = match config.proxy_protocol {
-            None => &b""[..],
-            Some(ProxyVersion::V1) => HEADER_V1,
-            Some(ProxyVersion::V2) => HEADER_V2,
-        };
-        Self { kind, port: config.port, agent: config.agent, header, timeout: config.timeout }
+        Self {
+            kind,
+            port: config.port,
+            agent: config.agent,
+            header: config.proxy_protocol,
+            timeout: config.timeout,
+        }
     }
 
     /// Checks `target` once, within the timeout. Cancel safe: dropping it closes the socket.
@@ -84,8 +79,7 @@ impl Probe {
         let until = Instant::now() + self.timeout;
         let target = at_port(target, self.port);
         // What handshakes and requests need is boxed: it is there for the few endpoints that are checked just then.
-        let mut stream = within(until, Step::Connection, connect(&target)).await?;
-        within(until, Step::Answer, introduce(self.header, &mut stream)).await?;
+        let stream = dial(&target, self.header, until).await?;
         match &self.kind {
             Kind::Connect => Ok(Passed::default()),
             Kind::Greet(greeting) => {
@@ -129,39 +123,6 @@ fn at_port(target: &Target, port: Option<u16>) -> Target {
         (Target::Tcp(address), Some(port)) => Target::Tcp(SocketAddr::new(address.ip(), port)),
         (same, _) => same.clone(),
     }
-}
-
-async fn within<T>(
-    until: Instant,
-    step: Step,
-    work: impl Future<Output = Result<T, CheckError>>,
-) -> Result<T, CheckError> {
-    timeout_at(until, work).await.unwrap_or(Err(CheckError::Timeout(step)))
-}
-
-async fn connect(target: &Target) -> Result<Either<TcpStream, UnixStream>, CheckError> {
-    let of_connect = |error| CheckError::of_connect(error, target);
-    match target {
-        Target::Tcp(address) => {
-            let stream = TcpStream::connect(address).await.map_err(of_connect)?;
-            // Where nobody listens, a connection can meet itself (RFC 9293 §3.5, simultaneous open).
-            if stream.local_addr().is_ok_and(|own| own == *address) {
-                return Err(CheckError::Connect(io::ErrorKind::ConnectionRefused.into()));
-            }
-            Ok(Either::Left(stream))
-        }
-        Target::Unix(path) => UnixStream::connect(path).await.map(Either::Right).map_err(of_connect),
-        // It is no one address, and is not checked.
-        Target::ServerName(_) => Err(CheckError::Connect(io::ErrorKind::Unsupported.into())),
-    }
-}
-
-/// Sends the header, if there is one.
-async fn introduce<S>(header: &[u8], stream: &mut S) -> Result<(), CheckError>
-where
-    S: AsyncWrite + Unpin,
-{
-    if header.is_empty() { Ok(()) } else { stream.write_all(header).await.map_err(CheckError::Lost) }
 }
 
 /// The `Host` for an endpoint without a name.

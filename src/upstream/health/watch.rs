@@ -105,7 +105,7 @@ pub async fn watch(
 }
 
 /// From `least` to `most` thousandths of `whole`, at random.
-fn share(whole: Duration, least: u32, most: u32) -> Duration {
+pub fn share(whole: Duration, least: u32, most: u32) -> Duration {
     // Each one has other keys.
     let random = RandomState::new().hash_one(()) % u64::from(most - least + 1);
     whole * (least + u32::try_from(random).unwrap_or(0)) / 1000
