@@ -89,6 +89,8 @@ pub struct Config {
     pub sandbox: Sandbox,
     /// How backend names are resolved.
     pub dns: DnsConfig,
+    /// How often the backends of passthrough routes are asked for their TLS, give or take a tenth; `None` means never.
+    pub probe: Option<Duration>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` means nowhere.
     pub admin: Option<AdminConfig>,
     /// Whether the files are read again when they change.

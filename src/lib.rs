@@ -9,6 +9,7 @@
 //! - [`worker`] is one data-plane thread with its sockets.
 //! - [`conn`] is the life of a connection: accept, guard, peek, route, relay, one line in the log.
 //! - [`snapshot`] is one generation of the configuration at work.
+//! - [`probe`] asks backends what their clients see of their TLS, and finds what is wrong with it.
 //! - [`service`] is what a supervisor is told, and whose rights the process keeps.
 //! - [`guard`] refuses by address, [`route`] chooses, [`upstream`] connects, [`telemetry`] tells.
 //! - [`tls`] is TLS that ends here, with clients and with backends.
@@ -27,6 +28,7 @@ pub mod handover;
 pub mod net;
 pub mod peek;
 pub mod prelude;
+pub mod probe;
 pub mod route;
 pub mod server;
 pub mod service;

@@ -29,6 +29,7 @@ use crate::peek::{ClientHello, Pattern, PatternId, Patterns, Preface, Protocol, 
 
 mod assertion;
 mod inside;
+mod possible;
 
 pub use assertion::{Mismatch, check_assertion};
 

@@ -25,6 +25,7 @@ use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
 use crate::net::{self, InstanceId, OwnListeners};
+use crate::probe::{self, Scope};
 use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::service::{self, Heart};
 use crate::snapshot::Snapshot;
@@ -387,6 +388,13 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
 fn spawn_upkeep(control: &Runtime, live: &Live, requests: &Sender<Request>) {
     control.spawn(upkeep(Arc::clone(live.registry()), Arc::clone(&live.shared)));
     control.spawn(watch_lists(Arc::clone(&live.shared)));
+    let (serving, shared) = (Arc::clone(live.serving()), Arc::clone(&live.shared));
+    let current = move || {
+        let generation = serving.load();
+        let scope = |interval| (interval, Scope::new(&generation.config, &shared.snapshot.load().pools));
+        generation.config.probe.map(scope)
+    };
+    control.spawn(probe::Watch::new(Arc::clone(live.registry())).run(Arc::clone(&live.changed), current));
     if let Some(file) = live.file() {
         control.spawn(watch_files(file.to_owned(), Arc::clone(live.serving()), requests.clone()));
     }

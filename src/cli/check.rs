@@ -8,6 +8,10 @@ use crate::config::{Config, Effective};
 use crate::route::{Mismatch, RouteTable};
 use crate::server::{StartError, probe_transparent, run_assertions};
 
+mod probing;
+
+use probing::Probed;
+
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
@@ -16,6 +20,12 @@ pub(super) struct Check {
     /// Print every setting with its value and where it comes from.
     #[arg(long)]
     effective: bool,
+    /// Connect to the backends of passthrough routes and tell what they show of their TLS, and what is wrong with it.
+    #[arg(long)]
+    probe: bool,
+    /// Exit with 75 when there are warnings.
+    #[arg(long)]
+    strict: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -38,13 +48,19 @@ impl Check {
             Err(StartError::Assertions(failed)) => failed,
             Ok(()) | Err(_) => Vec::new(),
         };
+        let probed = self.probe.then(|| probing::probe(&config)).transpose()?;
         let text = if self.json {
-            json(&config, &failed, self.effective)
+            json(&config, &failed, self.effective, probed.as_ref())
         } else {
-            text(&config, &failed, self.effective)
+            text(&config, &failed, self.effective, probed.as_ref())
         };
         print(&text)?;
-        Ok(if failed.is_empty() { Exit::Done } else { Exit::BadConfig })
+        let warned = probed.is_some_and(|probed| probed.has_warnings());
+        Ok(match (failed.is_empty(), self.strict && warned) {
+            (false, _) => Exit::BadConfig,
+            (true, true) => Exit::Temporary,
+            (true, false) => Exit::Done,
+        })
     }
 
     /// Tells of what the configuration asks for and this process may not do.
@@ -70,7 +86,7 @@ impl Check {
     }
 }
 
-fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
+fn text(config: &Config, failed: &[Mismatch], effective: bool, probed: Option<&Probed>) -> String {
     let mut out = String::new();
     if effective {
         for setting in &config.effective {
@@ -99,6 +115,7 @@ fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
         "No route: unknown SNI -> {}, no SNI -> {}, other protocols -> {}",
         policies.unknown_sni, policies.no_sni, policies.unknown_protocol
     );
+    probed.into_iter().for_each(|probed| out.push_str(&probed.text()));
     for mismatch in failed {
         let _ = writeln!(out, "error: {mismatch}");
     }
@@ -110,7 +127,7 @@ fn text(config: &Config, failed: &[Mismatch], effective: bool) -> String {
     out
 }
 
-fn json(config: &Config, failed: &[Mismatch], effective: bool) -> String {
+fn json(config: &Config, failed: &[Mismatch], effective: bool, probed: Option<&Probed>) -> String {
     let routes = RouteTable::new(config).to_json();
     let failed: Vec<_> = failed
         .iter()
@@ -130,6 +147,9 @@ fn json(config: &Config, failed: &[Mismatch], effective: bool) -> String {
         "tests": config.tests.len(),
         "failed": failed,
     });
+    if let (Some(probed), Some(result)) = (probed, result.as_object_mut()) {
+        result.insert("probe".to_owned(), probed.json());
+    }
     if effective && let Some(result) = result.as_object_mut() {
         let settings = config.effective.iter().map(Effective::to_json);
         result.insert("effective".to_owned(), settings.collect());

@@ -82,6 +82,8 @@ shape! {
         unknown_protocol: RejectWith,
         /// How names of backends are resolved.
         dns: Dns,
+        /// How often the backends of passthrough routes are asked for their TLS, from 10s; by default `"off"`.
+        probe: WordOr<Off, Duration>,
         /// Where metrics and health are served; a string is `bind`.
         admin: Either<WordOr<Off, AdminAddr>, Admin>,
         /// Where the line a connection goes; a string is `to`.

@@ -54,6 +54,7 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
         identity: settings.identity,
         sandbox: settings.sandbox,
         dns: settings.dns,
+        probe: settings.probe,
         admin: settings.admin,
         reload_on_change: settings.reload_on_change,
         access_log: settings.access_log,

@@ -12,8 +12,8 @@ use crate::conn::Shared;
 use crate::telemetry::{Family, Registry};
 
 /// Kept for logs, the control runtime and what libraries open; for 64 connections to the admin server; for
-/// 32 names looked up at once over both families; for 64 health checks at once.
-const RESERVED: u64 = 64 + 64 + 64 + 64;
+/// 32 names looked up at once over both families; for 64 health checks and 8 probes of backends at once.
+const RESERVED: u64 = 64 + 64 + 64 + 64 + 8;
 /// What a process has open that serves nobody yet, beside its workers: 13; and a connection to the admin server, and a
 /// file of `/proc` for it.
 const BASE: u64 = 16;
@@ -224,7 +224,7 @@ mod tests {
             let budget = Budget::of(files, 1, 1);
             (budget.connections, budget.pipes)
         };
-        assert_eq!(counts(20_000), (9742, 128));
+        assert_eq!(counts(20_000), (9738, 128));
         assert_eq!(counts(64), (16, 4));
         // 16 for the process, 4 for the worker, and what is left.
         assert_eq!(counts(24), (1, 1));
@@ -234,7 +234,7 @@ mod tests {
     fn hellos_take_their_share_of_memory_and_no_more() {
         let hellos = |files, largest| Budget::of(files, 2, 1).hellos(largest);
         assert_eq!(hellos(64, 16 << 10), 1 << 20, "64 of the largest");
-        assert_eq!(hellos(20_000, 16 << 10), 9612 / 8 * (16 << 10));
+        assert_eq!(hellos(20_000, 16 << 10), 9608 / 8 * (16 << 10));
         assert_eq!(hellos(1 << 20, 16 << 10), HELLO_BYTES_MOST);
         assert_eq!(hellos(1 << 20, usize::MAX), HELLO_BYTES_MOST);
     }

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use metrics::{Counter, Gauge};
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -71,6 +71,8 @@ pub(super) struct Live {
     registry: Arc<Registry>,
     runtime: Handle,
     metrics: Metrics,
+    /// Told when another configuration serves.
+    pub(super) changed: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -128,6 +130,7 @@ impl Live {
             registry,
             runtime,
             metrics,
+            changed: Arc::default(),
         }
     }
 
@@ -255,6 +258,7 @@ impl Live {
         self.keep_pools();
         self.resolver = resolver;
         self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
+        self.changed.notify_one();
         (changes, overruled.iter().map(|(upstream, backend)| format!("{upstream} {backend}")).collect())
     }
 

@@ -234,7 +234,6 @@ impl Authorities {
         match verifier.verify_server_cert(own, others, name, &[], UnixTime::now()) {
             Ok(_) => Trust::Trusted,
             Err(rustls::Error::InvalidCertificate(error)) => match error {
-                // A certificate that signs itself is either.
                 CertificateError::UnknownIssuer => Trust::UnknownIssuer,
                 CertificateError::Expired
                 | CertificateError::ExpiredContext { .. }
@@ -243,11 +242,18 @@ impl Authorities {
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                     Trust::OtherName
                 }
+                // One that signs itself is often an authority's, which no server may have.
+                _ if is_its_own_issuer(own) => Trust::UnknownIssuer,
                 _ => Trust::Bad,
             },
             Err(_) => Trust::Bad,
         }
     }
+}
+
+fn is_its_own_issuer(der: &CertificateDer<'_>) -> bool {
+    let parsed = x509_parser::parse_x509_certificate(der);
+    parsed.is_ok_and(|(_, parsed)| parsed.issuer().as_raw() == parsed.subject().as_raw())
 }
 
 impl Trust {
@@ -272,7 +278,7 @@ fn printable(text: &str) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DnType, KeyPair};
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 
     use super::*;
 
@@ -287,6 +293,7 @@ mod tests {
             CertificateParams::new(["A.test", "*.b.test", "10.0.0.1"].map(str::to_owned)).unwrap();
         params.distinguished_name.push(DnType::CommonName, "an\nissuer");
         params.not_after = rcgen::date_time_ymd(2031, 1, 2);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
         let read = Certificate::read(certificate.der()).unwrap();
         let names: Vec<_> = read.names.iter().map(ToString::to_string).collect();

@@ -328,6 +328,17 @@ impl Pool {
         }
     }
 
+    /// The endpoints that may get connections, down or not, by backend and address; what clients name is none.
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        let gets = |endpoint: &&Arc<Endpoint>| {
+            let named = matches!(endpoint.target, Target::ServerName(_));
+            !named && !endpoint.is_own() && endpoint.status().standing == Standing::Serves
+        };
+        let mut all: Vec<_> = self.state.endpoints().values().filter(gets).cloned().collect();
+        all.sort_by_cached_key(|endpoint| (Arc::clone(&endpoint.name), endpoint.target.to_string()));
+        all
+    }
+
     /// As an object.
     pub fn to_json(&self, now: Instant) -> Value {
         let operator = self.state.operator().clone();

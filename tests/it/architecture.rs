@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 12] = [
     &["config"],
     &["tls", "telemetry"],
     &["guard", "route", "upstream", "service"],
-    &["snapshot"],
+    &["snapshot", "probe"],
     &["conn"],
     &["drain"],
     &["control", "handover"],

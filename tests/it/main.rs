@@ -57,6 +57,7 @@ mod one_port;
 mod passthrough;
 mod pipe_memory;
 mod postgres_by_name;
+mod probe;
 mod protocols;
 mod proxy_headers_out;
 mod proxy_protocol;

@@ -40,6 +40,9 @@ const BAN_WITHIN: Duration = Duration::from_secs(60);
 /// How long a ban lasts.
 const BAN_FOR: Duration = Duration::from_secs(600);
 
+/// Rounds of handshakes with all backends come no closer: one may take longer, and each is a line in their logs.
+const PROBE_MIN: Duration = Duration::from_secs(10);
+
 /// Names of the limits that have a key of their own.
 pub(super) const LIMIT_NAMES: [&str; 2] = ["connection_limit", "rate_limit"];
 
@@ -54,6 +57,7 @@ pub(super) struct Settings {
     pub(super) identity: Identity,
     pub(super) sandbox: Sandbox,
     pub(super) dns: DnsConfig,
+    pub(super) probe: Option<Duration>,
     pub(super) admin: Option<AdminConfig>,
     pub(super) reload_on_change: bool,
     pub(super) access_log: AccessLogConfig,
@@ -81,6 +85,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
             ),
         },
         dns: dns::resolve(input, out),
+        probe: probe(input, out),
         admin: admin::resolve(input, listeners, out),
         reload_on_change: reload_on_change(input, out),
         access_log: access_log(input, out),
@@ -134,6 +139,20 @@ fn sandbox(input: &Input, out: &mut Output) -> Sandbox {
     };
     out.note("sandbox", string(word), at.map(|at| &at.place));
     value
+}
+
+fn probe(input: &Input, out: &mut Output) -> Option<Duration> {
+    let at = input.once("probe", |file| &file.probe, out);
+    let given = at.and_then(|at| Some(At { value: at.value.0?, place: at.place.clone() }));
+    let interval = given.as_ref().map(|given| checked_duration("probe", given, IDLE_MAX, out));
+    if let Some(given) = given.filter(|given| !given.value.is_zero() && given.value < PROBE_MIN) {
+        let message = format!("`probe` is below {}", duration_text(PROBE_MIN));
+        let error = ConfigError::new(ErrorKind::OutOfRange, message).at(&given.place);
+        out.report(error.hint("write `\"1h\"`: certificates change seldom"));
+    }
+    let text = interval.map_or_else(|| string("off"), |interval| string(duration_text(interval)));
+    out.note("probe", text, at.map(|at| &at.place));
+    interval
 }
 
 fn max_hello_size(input: &Input, out: &mut Output) -> usize {
