@@ -29,6 +29,7 @@ mod first;
 mod health;
 mod limits;
 mod lists;
+mod made_up;
 mod overlap;
 mod pattern;
 mod protocols;
@@ -36,6 +37,8 @@ mod resolve;
 mod route;
 mod schema;
 mod source;
+mod tls;
+mod tls_keys;
 mod units;
 mod upstream;
 mod values;
@@ -53,6 +56,10 @@ pub use lists::{ListFile, ListStamp};
 pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use route::{ActionConfig, Conditions, PassthroughConfig, Policies, RejectWith, RouteConfig, RouteKey};
 pub use schema::json_schema;
+pub use tls::{
+    CertificateSource, CertificateStore, CipherSuite, ClientAuth, ClientAuthMode, Group, TerminateConfig,
+    TlsPolicy, TlsVersion,
+};
 pub use units::Rate;
 pub use upstream::{
     BackendConfig, Balance, ClientKey, EjectConfig, MAX_TIER, MAX_WEIGHT, OnDown, QueueConfig, UpstreamConfig,
@@ -150,6 +157,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// From there to its first byte, until another one is tried.
     pub answer: AnswerTimeout,
+    /// From accept until TLS that ends here is agreed on; absolute.
+    pub handshake: Duration,
     /// A relayed connection without a byte in either direction.
     pub idle: Duration,
     /// The same once one direction has ended.
@@ -332,6 +341,8 @@ pub struct Expectation {
 pub enum ExpectedAction {
     /// Passed through to a backend.
     Passthrough,
+    /// Passed to a backend without its TLS, which ends here.
+    Terminate,
     /// Sent to https.
     Redirect,
     /// Refused, by a route or by a policy.

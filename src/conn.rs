@@ -11,7 +11,7 @@ use crate::config::{ActionConfig, RejectWith};
 use crate::guard::ConnPermit;
 use crate::net::{Socket, Timer};
 use crate::peek::{ClientHello, Preface, Protocol};
-use crate::prelude::Why;
+use crate::prelude::{Replay, Why};
 use crate::route::{Decision, Query, RouteId};
 use crate::snapshot::Snapshot;
 
@@ -20,6 +20,7 @@ mod balance;
 mod cancel;
 mod census;
 mod context;
+mod end;
 mod hello_bytes;
 mod limited;
 mod metrics;
@@ -31,6 +32,7 @@ mod record;
 mod redirect;
 mod refuse;
 mod registry;
+mod terminate;
 mod termination;
 
 pub use accept::{accept_loop, take_over_loop};
@@ -47,6 +49,7 @@ use prelude::Opened;
 use proxy::Told;
 use record::ConnRecord;
 use refuse::Refusal;
+pub use terminate::Handshakes;
 pub use termination::{Cause, Stage, Termination};
 
 /// Serves one admitted connection to its end and tells of it.
@@ -103,7 +106,6 @@ async fn establish<'a>(
     };
     // From here on it may be closed at any time; and nothing has been done yet that would be in vain.
     stream.watch().map_err(|_| Termination::unwatched())?;
-    permit.hello_done();
     listener.metrics.hello_read(at.elapsed(), opened.preface.hello());
     let client = Client { stream, said, told, counted: Counted { permit, live, session: None } };
     proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer).await
@@ -131,21 +133,21 @@ async fn proceed<'a>(
     record.peeked(&preface, snapshot.tells_ja4);
     if cancels {
         let deadline = snapshot.timeouts.connect;
+        client.counted.permit.hello_done();
         let entering = Entering { permit: &mut client.counted.permit, listener };
         let request = cancel::Request { bytes: &client.said, told: &client.told, deadline };
         return Err(Box::pin(cancel::pass_on(client.stream, request, entering, record, cx, timer)).await);
     }
     let entering = Entering { permit: &mut client.counted.permit, listener };
     match route(snapshot, &preface, entering, record, cx, timer).await {
-        Ok(Routed::Passthrough(route)) => {
-            // What is played to a backend first says nothing of the session.
-            let may_move = replay.is_some() || preface.may_be_repeated(client.said.len());
-            let without_backend = Refusal::unavailable(&preface, &client.said);
-            let begun = Begun { replay, without_backend, may_move, protocol: spoken(&preface) };
+        Ok(Routed::To(route, ends)) => {
             // In a box of its own, which is not there while first bytes are awaited.
-            match Box::pin(passthrough::connect(client, begun, snapshot, route, record, cx, timer)).await {
+            let passing =
+                forward(client, (preface, replay), (route, ends), (snapshot, limits), record, cx, timer);
+            match Box::pin(passing).await {
                 Ok(established) => Ok(established),
                 Err(Alone { stream, refusal, why }) => {
+                    listener.metrics.rejected(why.reason);
                     refuse::refuse(stream, refusal, record, &cx.scratch, timer).await;
                     Err(why)
                 }
@@ -172,9 +174,35 @@ async fn proceed<'a>(
     }
 }
 
+/// Ends TLS, where that is to be, and connects to a backend.
+async fn forward<'a>(
+    client: Client,
+    (preface, replay): (Preface, Option<Box<Replay>>),
+    (route, ends): (RouteId, bool),
+    (snapshot, limits): (&Snapshot, peek::Limits),
+    record: &mut ConnRecord,
+    cx: &'a Context,
+    timer: &mut Timer<'_>,
+) -> Result<Established<'a>, Alone> {
+    let protocol = spoken(&preface);
+    if let (true, Some(hello)) = (ends, preface.hello()) {
+        let acceptor = snapshot.live(route).and_then(|live| live.acceptor.as_ref());
+        let client = terminate::terminate(client, hello, acceptor, limits, record, cx, timer).await?;
+        let without_backend = Refusal::in_words(protocol, Why::NoBackend, &client.said);
+        let begun = Begun { replay: None, without_backend, may_move: client.said.is_empty(), protocol };
+        return passthrough::connect(client, begun, snapshot, route, record, cx, timer).await;
+    }
+    // What is played to a backend first says nothing of the session.
+    let may_move = replay.is_some() || preface.may_be_repeated(client.said.len());
+    let without_backend = Refusal::unavailable(&preface, &client.said);
+    let begun = Begun { replay, without_backend, may_move, protocol };
+    passthrough::connect(client.into(), begun, snapshot, route, record, cx, timer).await
+}
+
 /// What a route makes of a connection that it does not refuse.
 enum Routed {
-    Passthrough(RouteId),
+    /// To a backend; whether TLS ends here before.
+    To(RouteId, bool),
     Redirect,
 }
 
@@ -213,9 +241,18 @@ async fn route(
     let query = Query { preface, client: record.client().ip(), listener: &listener.name };
     let (with, why) = match snapshot.table.find(&query) {
         Decision::Route(route) => match route.action() {
-            ActionConfig::Passthrough(_) | ActionConfig::Redirect => {
-                let redirects = matches!(route.action(), ActionConfig::Redirect);
-                let action = if redirects { Action::Redirect } else { Action::Passthrough };
+            ActionConfig::Passthrough(_) | ActionConfig::Terminate(_) | ActionConfig::Redirect => {
+                let (action, routed) = match route.action() {
+                    ActionConfig::Terminate(_) => (Action::Terminate, Routed::To(route.id, true)),
+                    ActionConfig::Redirect => (Action::Redirect, Routed::Redirect),
+                    ActionConfig::Passthrough(_) | ActionConfig::Reject(_) => {
+                        (Action::Passthrough, Routed::To(route.id, false))
+                    }
+                };
+                // A handshake counts as part of the hello.
+                if action != Action::Terminate {
+                    entering.permit.hello_done();
+                }
                 record.routed(action, &route.config.name, snapshot.live(route.id));
                 let enter = |permit: &mut ConnPermit, client| {
                     permit.enter_route(client, &listener.name, &route.config.name, Instant::now())
@@ -225,7 +262,6 @@ async fn route(
                     with: With::Limit(refusal),
                     why: Termination::limited(&rejection, Stage::Route),
                 };
-                let routed = if redirects { Routed::Redirect } else { Routed::Passthrough(route.id) };
                 return entered.map(|()| routed).map_err(refused);
             }
             ActionConfig::Reject(with) => {

@@ -18,7 +18,7 @@ pub use listener::{AcceptedSocket, Listener, adopt, bind, probe};
 pub use own::{OwnListeners, is_own};
 pub use pipe::{Filled, Pipe};
 pub use proxy_protocol::{
-    Announcement, Hops, InstanceId, Opening, ProxyHeader, ProxyHeaderError, ProxyVersion,
+    AnnouncedTls, Announcement, Hops, InstanceId, Opening, ProxyHeader, ProxyHeaderError, ProxyVersion,
 };
 pub use reactor::Reactor;
 pub use relay::{

@@ -248,7 +248,7 @@ impl RouteTable {
             let conditions = &route.config.conditions;
             let http = conditions.inside.as_ref().is_none_or(|inside| inside.contains(&Protocol::Http));
             let named = verdict != Verdict::NoMatch && !matches!(step.probe, Probe::Anything);
-            serves |= http && named && matches!(route.action(), ActionConfig::Passthrough(_));
+            serves |= http && named && route.action().backends().is_some();
         });
         serves
     }

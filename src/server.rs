@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::admin::{Admin, AdminSocket, State};
-use crate::config::{AccessLogConfig, ActionConfig, AdminConfig, Config, ConfigErrors, Origin, Watch};
-use crate::conn::{HelloBytes, Inbox, Shared, Workers};
+use crate::config::{AccessLogConfig, AdminConfig, Config, ConfigErrors, Origin, Watch};
+use crate::conn::{Handshakes, HelloBytes, Inbox, Shared, Workers};
 use crate::control::{Generation, REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
@@ -30,6 +30,7 @@ use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::service::{self, Heart};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
+use crate::tls::{AcceptorError, Acceptors, Crew};
 use crate::upstream::{ResolveError, Resolver};
 use crate::worker::{Worker, WorkerConfig, WorkerSocket};
 
@@ -119,6 +120,9 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// TLS cannot be ended as a route says.
+    #[error(transparent)]
+    Tls(#[from] AcceptorError),
     /// Metrics cannot be set up.
     #[error("cannot set up metrics")]
     Metrics(#[from] metrics_exporter_prometheus::BuildError),
@@ -156,6 +160,7 @@ impl StartError {
             | Self::Worker
             | Self::Assertions(_)
             | Self::Transparent { .. }
+            | Self::Tls(_)
             | Self::Metrics(_) => false,
         }
     }
@@ -230,12 +235,18 @@ fn open_access_log(config: &AccessLogConfig, registry: &Registry) -> Result<Acce
 /// # Errors
 /// [`StartError::Transparent`] with the place of the first that does.
 pub fn probe_transparent(config: &Config) -> Result<(), StartError> {
-    let asked = config.routes.iter().find_map(|route| match &route.action {
-        ActionConfig::Passthrough(passthrough) => passthrough.transparent.as_ref(),
-        ActionConfig::Redirect | ActionConfig::Reject(_) => None,
-    });
+    let asked = config.routes.iter().find_map(|route| route.action.backends()?.transparent.as_ref());
     let Some(origin) = asked else { return Ok(()) };
     net::probe_transparent().map_err(|source| StartError::Transparent { origin: origin.clone(), source })
+}
+
+/// Reads the certificates of `config` as a start would.
+///
+/// # Errors
+/// [`StartError::Tls`].
+pub fn probe_certificates(config: &Config) -> Result<(), StartError> {
+    Acceptors::new(config, None, &Arc::new(Registry::new()?))?;
+    Ok(())
 }
 
 impl Bound {
@@ -258,7 +269,8 @@ impl Bound {
         let access_log = open_access_log(&config.access_log, &registry)?;
         let mut resolver = Resolver::new(&config.dns, &registry);
         let own = Arc::new(OwnListeners::default());
-        let snapshot = Snapshot::new(&config, None, &mut resolver, &own, &registry);
+        let acceptors = Acceptors::new(&config, None, &registry)?;
+        let snapshot = Snapshot::new(&config, None, &mut resolver, (&own, &acceptors), &registry);
         resolver.start(control.handle())?;
         let budget = Budget::new(&config, workers, sockets.len());
         budget.publish(&registry);
@@ -276,6 +288,8 @@ impl Bound {
             replaced: AtomicBool::new(false),
             workers: loads,
             hello_bytes: HelloBytes::new(budget.hello_bytes),
+            handshakes: Handshakes::new(budget.handshakes),
+            crew: Crew::new(workers),
             sessions: Arc::default(),
             pipes: Arc::new(AtomicUsize::new(0)),
         });
@@ -285,6 +299,7 @@ impl Bound {
             file,
             config,
             resolver,
+            acceptors,
             listening,
             admin: admin.as_ref().and_then(|admin| admin.for_successor().ok()),
             workers,

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 
-use crate::config::{ActionConfig, Config, ListenerConfig, RejectWith, RouteKey, Timeouts};
+use crate::config::{Config, ListenerConfig, RejectWith, RouteKey, Timeouts};
 use crate::guard::Acl;
 use crate::net::{IdleLimits, OwnListeners, ProxyVersion};
 use crate::peek::Protocol;
 use crate::prelude::{Greeting, Prelude};
 use crate::route::{RouteId, RouteTable};
 use crate::telemetry::{Family, Registry};
+use crate::tls::{Acceptor, Acceptors};
 use crate::upstream::{Pools, Resolver, Upstream};
 
 mod handshakes;
@@ -88,6 +89,8 @@ pub struct LiveRoute {
     pub traffic: Arc<Traffic>,
     /// Its backends; `None` for a route that refuses.
     pub backends: Option<Backends>,
+    /// How TLS ends here, where it does.
+    pub acceptor: Option<Arc<Acceptor>>,
 }
 
 /// The backends of a passthrough route.
@@ -120,31 +123,27 @@ pub struct Traffic {
 
 impl Snapshot {
     /// The snapshot of `config`, with what the pools of another one know; backends by name are asked of `resolver`,
-    /// which is not started here, nor are the pools. `own` is what backends may not be.
+    /// which is not started here, nor are the pools. `own` is what backends may not be, `acceptors` how TLS is ended.
     pub fn new(
         config: &Config,
         before: Option<&Pools>,
         resolver: &mut Resolver,
-        own: &Arc<OwnListeners>,
+        (own, acceptors): (&Arc<OwnListeners>, &Acceptors),
         registry: &Arc<Registry>,
     ) -> Self {
         let pools = Pools::new(config, before, resolver, own, registry);
         let live = config.routes.iter().map(|route| {
-            let backends = match &route.action {
-                ActionConfig::Passthrough(passthrough) => {
-                    pools.find(&passthrough.upstream.name).map(|pool| Backends {
-                        upstream: Upstream::new(pool, passthrough, resolver),
-                        route: Arc::clone(&route.name),
-                        proxy_protocol: passthrough.proxy_protocol,
-                        idle: IdleLimits {
-                            open: passthrough.idle_timeout,
-                            half_closed: passthrough.half_closed_timeout,
-                        },
-                    })
-                }
-                ActionConfig::Redirect | ActionConfig::Reject(_) => None,
-            };
-            LiveRoute { traffic: Arc::new(Traffic::new(&route.name, registry)), backends }
+            let backends = route.action.backends().and_then(|to| {
+                let pool = pools.find(&to.upstream.name)?;
+                Some(Backends {
+                    upstream: Upstream::new(pool, to, resolver),
+                    route: Arc::clone(&route.name),
+                    proxy_protocol: to.proxy_protocol,
+                    idle: IdleLimits { open: to.idle_timeout, half_closed: to.half_closed_timeout },
+                })
+            });
+            let traffic = Arc::new(Traffic::new(&route.name, registry));
+            LiveRoute { traffic, backends, acceptor: acceptors.find(&route.name).cloned() }
         });
         let table = RouteTable::new(config);
         let beginnings = |listener: &ListenerConfig| {

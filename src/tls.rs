@@ -1,4 +1,19 @@
 //! TLS that ends here: certificates, handshakes with clients and with backends, and what comes out of both.
 
+mod acceptor;
 pub mod certs;
+mod client_auth;
+mod crew;
+mod handshake;
 pub mod inspect;
+mod metrics;
+mod policy;
+mod session;
+mod stream;
+
+pub use acceptor::{Acceptor, AcceptorError, Acceptors, Watching};
+pub use client_auth::{ClientAuthError, Subject};
+pub use crew::Crew;
+pub use handshake::{Handshake, HandshakeError};
+pub use metrics::HandshakeMetrics;
+pub use stream::{Buffers, Negotiated, TlsStream};

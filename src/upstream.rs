@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::config::{ActionConfig, Balance, ClientKey, Config, PassthroughConfig};
+use crate::config::{Balance, ClientKey, Config, PassthroughConfig};
 use crate::net::{OwnListeners, Socket, UpstreamAddr};
 use crate::telemetry::Registry;
 
@@ -147,10 +147,7 @@ impl Pools {
         own: &Arc<OwnListeners>,
         registry: &Arc<Registry>,
     ) -> Self {
-        let of_routes = config.routes.iter().filter_map(|route| match &route.action {
-            ActionConfig::Passthrough(passthrough) => Some(&passthrough.upstream),
-            ActionConfig::Redirect | ActionConfig::Reject(_) => None,
-        });
+        let of_routes = config.routes.iter().filter_map(|route| Some(&route.action.backends()?.upstream));
         let mut pools = HashMap::new();
         for upstream in config.upstreams.iter().chain(of_routes) {
             pools.entry(Arc::clone(&upstream.name)).or_insert_with(|| {

@@ -6,7 +6,8 @@ use std::fmt::Write;
 use super::{ConfigArg, Exit, complain, print, report};
 use crate::config::{Config, Effective};
 use crate::route::{Mismatch, RouteTable};
-use crate::server::{StartError, probe_transparent, run_assertions};
+use crate::server::{StartError, probe_certificates, probe_transparent, run_assertions};
+use crate::tls::AcceptorError;
 
 mod probing;
 
@@ -44,6 +45,9 @@ impl Check {
         if let Err(error) = probe_transparent(&config) {
             return self.not_permitted(&error);
         }
+        if let Err(StartError::Tls(error)) = probe_certificates(&config) {
+            return self.without_certificates(&error);
+        }
         let failed = match run_assertions(&config) {
             Err(StartError::Assertions(failed)) => failed,
             Ok(()) | Err(_) => Vec::new(),
@@ -61,6 +65,21 @@ impl Check {
             (true, true) => Exit::Temporary,
             (true, false) => Exit::Done,
         })
+    }
+
+    /// Tells of certificates that cannot be used.
+    fn without_certificates(&self, error: &AcceptorError) -> anyhow::Result<Exit> {
+        let errors = error.lines();
+        if self.json {
+            let errors: Vec<_> = errors
+                .iter()
+                .map(|message| serde_json::json!({ "kind": "certificate", "message": message }))
+                .collect();
+            print(&format!("{:#}\n", serde_json::json!({ "ok": false, "errors": errors })))?;
+        } else {
+            errors.iter().for_each(|error| complain(&format!("error: {error}")));
+        }
+        Ok(Exit::BadConfig)
     }
 
     /// Tells of what the configuration asks for and this process may not do.

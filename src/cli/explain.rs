@@ -8,7 +8,10 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 
 use super::{ConfigArg, Exit, load, print};
-use crate::config::{ActionConfig, Config, LimitConfig, Limits, PassthroughConfig, RejectWith};
+use crate::config::{
+    ActionConfig, CertificateStore, ClientAuthMode, Config, LimitConfig, Limits, PassthroughConfig,
+    RejectWith, TerminateConfig, TlsPolicy,
+};
 use crate::guard::Acl;
 use crate::peek::{
     Alpn, ClientHello, Detector, HelloError, Ja4, Patterns, Preface, Protocol, ServerName, Startup,
@@ -265,7 +268,11 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
     let _ = writeln!(out, "result    {rule}");
     match decision {
         Decision::Route(route) => match route.action() {
-            ActionConfig::Passthrough(passthrough) => destination(out, config, passthrough),
+            ActionConfig::Passthrough(to) => destination(out, config, to),
+            ActionConfig::Terminate(TerminateConfig { tls, to }) => {
+                ends(out, tls);
+                destination(out, config, to);
+            }
             ActionConfig::Redirect => {
                 let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
             }
@@ -273,6 +280,26 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
         },
         Decision::NoRoute(_, with) => refusal(out, with, tls, alpn),
     }
+}
+
+/// How TLS ends here.
+fn ends(out: &mut String, tls: &TlsPolicy) {
+    let certificates = match &tls.certificates {
+        CertificateStore::Files(files) => {
+            files.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        }
+        CertificateStore::SelfSigned(_) => "self-signed".to_owned(),
+    };
+    let shown = match tls.client_auth.as_ref().map(|auth| auth.mode) {
+        Some(ClientAuthMode::Required) => ", a certificate of the client is required",
+        Some(ClientAuthMode::Optional) => ", a certificate of the client is optional",
+        None => "",
+    };
+    let _ = writeln!(
+        out,
+        "tls       ends here: {} or newer, certificates {certificates}{shown}",
+        tls.min_version
+    );
 }
 
 /// Where a connection leads.

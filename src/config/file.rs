@@ -1,6 +1,5 @@
 //! The shapes of the TOML file. The docs of the keys are the descriptions in the JSON schema.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -9,9 +8,10 @@ use super::account::{GroupEntry, UserEntry};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
 use super::dns::Unlimited;
-use super::first::FirstBytes;
-use super::protocols::{ProtocolWord, ServerFirstWord, TestProtocol, WithinWord};
+use super::made_up::Test;
+use super::protocols::{ProtocolWord, ServerFirstWord};
 use super::source::Place;
+use super::tls_keys::{CertificatePair, CertificatePath, CertificatesFrom, Tls};
 use super::units::{Bandwidth, ByteSize, Rate};
 use super::upstream::{
     BalanceWord, ClientKey, MAX_TIER, MAX_WEIGHT, OnDown, Percent, UpstreamName, ZoneName,
@@ -20,9 +20,9 @@ use super::values::{
     AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, MysqlVersion, Nameserver, Off, PerWord,
     RedirectWord, ReloadOn, RouteName, SniWord, VariableName, WordOr,
 };
-use super::{AdminAddr, DnsFamily, ExpectedAction, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
+use super::{AdminAddr, DnsFamily, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
-use crate::peek::{Ja4, Pattern, ServerName};
+use crate::peek::{Pattern, ServerName};
 
 shape! {
     /// A configuration file of Portcullis.
@@ -88,6 +88,10 @@ shape! {
         admin: Either<WordOr<Off, AdminAddr>, Admin>,
         /// Where the line a connection goes; a string is `to`.
         access_log: Either<LogTarget, AccessLog>,
+        /// Certificates for routes with `tls = "files"`: files (PEM) or folders, relative to the folder of this file, or pairs.
+        certificates: OneOrMany<Either<CertificatePath, CertificatePair>>,
+        /// The folder for what this process keeps from one start to the next, such as its own certificates.
+        state: AbsolutePath,
         /// The zone that this proxy stands in; backends of the same are preferred.
         zone: ZoneName,
         /// Groups of backends that routes lead to.
@@ -138,6 +142,8 @@ shape! {
         connect: Duration,
         /// From there to its first byte, until another one is tried; by default as long as `connect`.
         answer: WordOr<Off, Duration>,
+        /// From accept until TLS that ends here is agreed on.
+        handshake: Duration,
         /// A relayed connection without a byte in either direction.
         idle: Duration,
         /// The same once one direction has ended.
@@ -393,6 +399,9 @@ shape! {
         database: OneOrMany<String>,
         /// With `protocol = "postgres"` in clear: the users that clients may be.
         user: OneOrMany<String>,
+        /// TLS that ends here, with certificates from `files`, `self-signed` ones, or what a table says; without it streams are passed
+        /// through as they are.
+        tls: Either<CertificatesFrom, Tls>,
         /// Backends: `host:port`, `unix:/path`, or tables of an `address` and what there is to say of it.
         to: OneOrMany<Either<UpstreamAddr, Backend>>,
         /// The `[[upstream]]` that it leads to, in place of `to`.
@@ -441,58 +450,6 @@ shape! {
         idle: Duration,
         /// The same once one direction has ended.
         half_closed: Duration,
-    }
-}
-
-shape! {
-    /// A made-up connection and what must become of it.
-    struct Test {
-        /// A name for the report.
-        name: String,
-        /// The ClientHello that the client sends.
-        hello: Hello,
-        /// The protocol that the client speaks instead of TLS.
-        protocol: TestProtocol,
-        /// With `protocol = "postgres"`: the database that it asks for; that of the user's name if left out.
-        database: String,
-        /// With `protocol = "postgres"`: the user that it is; `postgres` if left out.
-        user: String,
-        /// The first bytes that the client sends, before it pauses; `\xNN`, `\r`, `\n`, `\t`, `\0` and `\\` stand for bytes.
-        first: FirstBytes,
-        /// The client's address.
-        from: IpAddr,
-        /// The listener it comes in on; by default the first.
-        listener: ListenerName,
-        /// What must become of it; a string is `action`.
-        expect: Either<ExpectedAction, Expect> = required,
-    }
-}
-
-shape! {
-    /// A ClientHello.
-    struct Hello {
-        /// Its server name; without it the hello names none.
-        sni: ServerName,
-        /// Its ALPN offers, in order.
-        alpn: OneOrMany<AlpnName>,
-        /// Its fingerprint; without one no route matches by that.
-        ja4: Ja4,
-        /// The protocol within which TLS is begun; by none if left out.
-        within: WithinWord,
-    }
-}
-
-shape! {
-    /// What must become of a made-up connection; every key given must hold.
-    struct Expect {
-        /// `passthrough`, `redirect` or `reject`.
-        action: ExpectedAction,
-        /// The name of the route that takes it.
-        route: RouteName,
-        /// Backends that the route must have.
-        to: OneOrMany<UpstreamAddr>,
-        /// How it is refused.
-        reject: RejectWith,
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::decode::{At, Either, Setting};
 use super::error::{ConfigError, ConfigErrors, ErrorKind};
-use super::file::{Admin, File, Limit, Listener, Route, Test, Upstream};
+use super::file::{Admin, File, Limit, Listener, Route, Upstream};
+use super::made_up::Test;
 use super::source::{Place, Sources};
 use super::values::{Off, WordOr};
 use super::{AdminAddr, Config, Effective, Origin};
@@ -20,6 +21,7 @@ mod limits;
 mod listeners;
 mod routes;
 mod settings;
+mod tls;
 mod transparent;
 mod upstreams;
 
@@ -31,7 +33,8 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
     let listeners = listeners::resolve(&input, &mut out);
     let mut settings = settings::resolve(&input, &listeners, &mut out);
     let (upstreams, zone) = upstreams::resolve(&input, &listeners, &mut out);
-    let routes = routes::resolve(&input, &listeners, &settings.timeouts, &upstreams, &mut out);
+    let tls = tls::Shared::resolve(&input, &mut out);
+    let routes = routes::resolve(&input, &listeners, &settings.timeouts, (&upstreams, &tls), &mut out);
     settings.limits.by_source.extend(limits::resolve(&input, &listeners, &routes, &mut out));
     let tests = cases::resolve(&input, &listeners, &routes, &mut out);
     if damaged {

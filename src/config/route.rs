@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Ja4Pattern, NamePattern, Origin, UpstreamConfig};
+use super::{Ja4Pattern, NamePattern, Origin, TerminateConfig, UpstreamConfig};
 use crate::net::ProxyVersion;
 use crate::peek::{Pattern, Protocol};
 
@@ -67,6 +67,8 @@ pub struct Conditions {
 pub enum ActionConfig {
     /// Pass the stream through untouched.
     Passthrough(PassthroughConfig),
+    /// End TLS, and pass on what comes out of it.
+    Terminate(TerminateConfig),
     /// Send the client of HTTP to the same place of `https`, if a route takes the name.
     Redirect,
     /// Refuse it.
@@ -163,6 +165,16 @@ impl Conditions {
     }
 }
 
+impl ActionConfig {
+    /// The backends that it leads to, if it leads to any.
+    pub fn backends(&self) -> Option<&PassthroughConfig> {
+        match self {
+            Self::Passthrough(to) | Self::Terminate(TerminateConfig { to, .. }) => Some(to),
+            Self::Redirect | Self::Reject(_) => None,
+        }
+    }
+}
+
 /// As a list with commas; empty when there are none.
 impl fmt::Display for Conditions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -190,9 +202,10 @@ impl fmt::Display for Conditions {
 impl fmt::Display for ActionConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Passthrough(passthrough) => {
-                let to = passthrough.upstream.addresses().map(ToString::to_string).collect::<Vec<_>>();
-                f.write_str(&to.join(", "))
+            Self::Passthrough(to) | Self::Terminate(TerminateConfig { to, .. }) => {
+                let ends = if matches!(self, Self::Terminate(_)) { " (TLS ends here)" } else { "" };
+                let to = to.upstream.addresses().map(ToString::to_string).collect::<Vec<_>>();
+                write!(f, "{}{ends}", to.join(", "))
             }
             Self::Redirect => f.write_str("redirect (https)"),
             Self::Reject(with) => write!(f, "reject ({with})"),

@@ -571,6 +571,10 @@ fn the_schema_declares_every_key() {
         2 * file::ServerFirst::KEYS.len(),
         file::Upstream::KEYS.len(),
         file::File::KEYS.len(),
+        // For `certificates`, at the top and below `route.tls`.
+        2 * tls_keys::CertificatePair::KEYS.len(),
+        tls_keys::Tls::KEYS.len(),
+        tls_keys::ClientAuth::KEYS.len(),
         file::Listener::KEYS.len(),
         file::Timeouts::KEYS.len(),
         file::RateLimit::KEYS.len(),
@@ -584,9 +588,9 @@ fn the_schema_declares_every_key() {
         file::AccessLog::KEYS.len(),
         file::Route::KEYS.len(),
         file::RouteTimeouts::KEYS.len(),
-        file::Test::KEYS.len(),
-        file::Hello::KEYS.len(),
-        file::Expect::KEYS.len(),
+        made_up::Test::KEYS.len(),
+        made_up::Hello::KEYS.len(),
+        made_up::Expect::KEYS.len(),
     ];
     assert_eq!(keys.len(), own.iter().sum::<usize>(), "{keys:?}");
     for key in

@@ -29,8 +29,9 @@ const REJECTS: [(&str, RejectWith); 5] = [
     ("drop", RejectWith::Drop),
 ];
 
-const ACTIONS: [(&str, ExpectedAction); 3] = [
+const ACTIONS: [(&str, ExpectedAction); 4] = [
     ("passthrough", ExpectedAction::Passthrough),
+    ("terminate", ExpectedAction::Terminate),
     ("redirect", ExpectedAction::Redirect),
     ("reject", ExpectedAction::Reject),
 ];

@@ -209,7 +209,7 @@ mod tests {
     use tokio::task::LocalSet;
     use tokio_util::sync::CancellationToken;
 
-    use super::super::{HelloBytes, Shared, Workers};
+    use super::super::{Handshakes, HelloBytes, Shared, Workers};
     use super::*;
     use crate::config::Config;
     use crate::conn::Termination;
@@ -217,6 +217,7 @@ mod tests {
     use crate::net::{InstanceId, Reactor};
     use crate::snapshot::Snapshot;
     use crate::telemetry::{AccessLog, Registry};
+    use crate::tls::{Acceptors, Crew};
     use crate::upstream::Resolver;
 
     /// What one worker needs to serve, with room for one connection.
@@ -229,7 +230,7 @@ mod tests {
                 config,
                 None,
                 &mut resolver,
-                &Arc::default(),
+                (&Arc::default(), &Acceptors::default()),
                 registry,
             )),
             guard: ArcSwap::from_pointee(Guard::new(&config.limits, 1, registry)),
@@ -240,6 +241,8 @@ mod tests {
             replaced: AtomicBool::new(false),
             workers,
             hello_bytes: HelloBytes::new(1 << 20),
+            handshakes: Handshakes::new(1),
+            crew: Crew::new(1),
             sessions: Arc::default(),
             pipes: Arc::new(AtomicUsize::new(0)),
         };

@@ -14,10 +14,12 @@ use super::cancel::Sessions;
 use super::hello_bytes::HelloBytes;
 use super::metrics::ListenerMetrics;
 use super::registry::Registry as Connections;
+use super::terminate::Handshakes;
 use crate::guard::Guard;
 use crate::net::{InstanceId, Reactor, Scratch, Timers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Registry};
+use crate::tls::{Buffers, Crew};
 
 /// What all workers share.
 #[derive(Debug)]
@@ -42,6 +44,10 @@ pub struct Shared {
     pub workers: Workers,
     /// The memory that unfinished hellos take.
     pub hello_bytes: HelloBytes,
+    /// The handshakes that are under way.
+    pub handshakes: Handshakes,
+    /// Who works on those that would hold up other connections.
+    pub crew: Crew,
     /// With which servers of PostgreSQL clients have sessions.
     pub sessions: Arc<Sessions>,
     /// How many pipes there are.
@@ -58,10 +64,14 @@ pub struct Context {
     /// Their deadlines, which the reactor keeps going.
     pub timers: Timers,
     pub(super) scratch: Scratch,
+    /// Where records of TLS are made and taken apart.
+    pub(super) tls: Rc<Buffers>,
     /// Those that are open.
     pub(super) connections: Connections,
     worker: u16,
     load: Arc<Load>,
+    /// A turn of the event loop, and how many handshakes were worked on in it.
+    shaken: Cell<(u64, u32)>,
     /// Whose turn it is to be looked at as one who might take a connection.
     turn: Cell<usize>,
     next_id: Cell<u64>,
@@ -90,11 +100,16 @@ pub(super) const TROUBLE_INTERVAL: Duration = Duration::from_secs(10);
 /// a flood must not cost a line each.
 const REJECTIONS_TOLD: u32 = 100;
 
+/// Handshakes that are worked on in one turn of the event loop, a quarter of a millisecond each; more would be felt by
+/// the connections that wait for theirs.
+const HANDSHAKES_A_TURN: u32 = 4;
+
 impl Context {
     /// The context of the `worker`th of the workers, whose `inbox` this is, and which may have up to `pipes`
     /// pipes.
     pub fn new(shared: Arc<Shared>, reactor: Rc<Reactor>, worker: u16, inbox: &Inbox, pipes: usize) -> Self {
         Self {
+            tls: Buffers::new(),
             scratch: Scratch::new(pipes).counted_in(Arc::clone(&shared.pipes)),
             shared,
             reactor,
@@ -102,6 +117,7 @@ impl Context {
             connections: Connections::default(),
             worker,
             load: Arc::clone(inbox.load()),
+            shaken: Cell::default(),
             turn: Cell::new(0),
             // Ids are unique in the process: the worker in the upper 16 bits.
             next_id: Cell::new(u64::from(worker) << 48),
@@ -119,6 +135,15 @@ impl Context {
     pub(super) fn less_loaded(&self) -> Option<&Arc<Load>> {
         let turn = self.turn.replace(self.turn.get().wrapping_add(1));
         self.shared.workers.less_loaded_than(self.worker.into(), turn)
+    }
+
+    /// Whether there is time to work on a handshake in this turn of the event loop; if so it is counted.
+    pub(super) fn may_shake_hands(&self) -> bool {
+        let turn = self.reactor.turns();
+        let (last, count) = self.shaken.get();
+        let count = if last == turn { count } else { 0 };
+        self.shaken.set((turn, count.saturating_add(1)));
+        count < HANDSHAKES_A_TURN
     }
 
     /// Counts a connection of this worker.

@@ -69,6 +69,8 @@ pub(super) struct ListenerMetrics {
 pub(super) enum Action {
     /// Passed through to a backend, or meant to be.
     Passthrough,
+    /// Passed to a backend without its TLS, or meant to be.
+    Terminate,
     /// Sent to https.
     Redirect,
     /// Refused, by a route or by a policy.
@@ -122,11 +124,13 @@ impl ListenerMetrics {
 }
 
 impl Action {
-    pub(super) const ALL: [Self; 4] = [Self::Passthrough, Self::Redirect, Self::Reject, Self::None];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Passthrough, Self::Terminate, Self::Redirect, Self::Reject, Self::None];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Passthrough => "passthrough",
+            Self::Terminate => "terminate",
             Self::Redirect => "redirect",
             Self::Reject => "reject",
             Self::None => "none",

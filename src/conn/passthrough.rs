@@ -10,6 +10,7 @@ use tracing::{debug, warn};
 use super::balance::Live;
 use super::cancel::{Server, Session};
 use super::context::Context;
+use super::end::End;
 use super::prelude::{self, PlayError};
 use super::proxy::Told;
 use super::record::ConnRecord;
@@ -34,20 +35,27 @@ pub(super) struct Established<'a> {
 /// Both ends of a relay. Unless each has got all that there was, closing resets them: nobody must take a
 /// broken stream for a whole one, least of all when the relay is dropped in the middle of it.
 struct Ends {
-    client: Socket,
-    upstream: Socket,
+    client: End,
+    upstream: End,
     whole: bool,
 }
 
-/// A client that is to be passed through.
-pub(super) struct Client {
-    pub(super) stream: Socket,
+/// A client that is to be passed on.
+pub(super) struct Client<S = Socket> {
+    pub(super) stream: S,
     /// What it has sent already.
     pub(super) said: Vec<u8>,
     /// What the proxy before tells of it.
     pub(super) told: Told,
     /// What its connection counts for.
     pub(super) counted: Counted,
+}
+
+impl From<Client> for Client<End> {
+    fn from(client: Client) -> Self {
+        let Client { stream, said, told, counted } = client;
+        Self { stream: stream.into(), said, told, counted }
+    }
 }
 
 /// What a connection counts for, until dropped.
@@ -73,14 +81,14 @@ pub(super) struct Begun {
 
 /// A client without a backend, and how it is told.
 pub(super) struct Alone {
-    pub(super) stream: Socket,
+    pub(super) stream: End,
     pub(super) refusal: Refusal,
     pub(super) why: Termination,
 }
 
 /// Connects to a backend of the route.
 pub(super) async fn connect<'a>(
-    client: Client,
+    client: Client<End>,
     begun: Begun,
     snapshot: &Snapshot,
     route: RouteId,
@@ -98,14 +106,14 @@ pub(super) async fn connect<'a>(
     record.connecting();
     // Where something is played to the backend, the hello has its time later.
     let hello = replay.as_ref().map(|replay| std::mem::replace(&mut said, replay.opening()));
-    if let Err(why) = announce(&mut said, &stream, &told, backends, record) {
+    if let Err(why) = announce(&mut said, stream.socket(), &told, backends, record) {
         return Err(Alone { stream, refusal, why });
     }
     let connected = {
         let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();
         let server_name = server_name.as_ref().map(ServerName::as_str);
         let (client, ends_as_one) = (record.client().ip(), record.is_tls());
-        let caller = Caller { client, server_name, socket: &stream, ends_as_one, may_move };
+        let caller = Caller { client, server_name, socket: stream.socket(), ends_as_one, may_move };
         backends.upstream.connect(&said, caller, &cx.reactor, timer).await
     };
     let mut connection = match connected {
@@ -133,7 +141,7 @@ pub(super) async fn connect<'a>(
     record.hello_passed_on();
     let throttle = counted.permit.throttle(Instant::now());
     let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
-    let ends = Ends { client: stream, upstream: connection.stream, whole: false };
+    let ends = Ends { client: stream, upstream: connection.stream.into(), whole: false };
     Ok(Established { ends, relay, _counted: counted })
 }
 
@@ -226,8 +234,8 @@ fn is_broken_off(end: &RelayEnd, first: Option<Direction>, tls: bool) -> bool {
 impl Drop for Ends {
     fn drop(&mut self) {
         if !self.whole {
-            reset_on_close(&self.client);
-            reset_on_close(&self.upstream);
+            reset_on_close(self.client.socket());
+            reset_on_close(self.upstream.socket());
         }
     }
 }

@@ -27,6 +27,9 @@ pub(super) struct Limits {
     pub(super) max_hello: usize,
     hello: Duration,
     pub(super) hello_by: Moment,
+    /// From accept to the end of a handshake.
+    handshake: Duration,
+    pub(super) handshake_by: Moment,
     ja4: bool,
     /// How long a client has to send something until it counts as silent; `None` when no route is for such clients.
     silent_after: Option<Duration>,
@@ -68,6 +71,8 @@ impl Limits {
             max_hello: snapshot.max_hello,
             hello: snapshot.timeouts.hello,
             hello_by,
+            handshake: snapshot.timeouts.handshake,
+            handshake_by: accepted + snapshot.timeouts.handshake,
             ja4: snapshot.wants_ja4,
             silent_after: beginnings.silent_after,
             settled_after: beginnings.pause.unwrap_or(snapshot.timeouts.hello),
@@ -76,7 +81,7 @@ impl Limits {
 
     /// The same for a client that is greeted now, which had no reason to hurry before.
     pub(super) fn greeted_at(self, now: Moment) -> Self {
-        Self { hello_by: now + self.hello, ..self }
+        Self { hello_by: now + self.hello, handshake_by: now + self.handshake, ..self }
     }
 
     /// The same where silence is no protocol.

@@ -1,15 +1,13 @@
 //! What is told of a connection: its counters, and one line in the access log when it has ended.
 
 use std::cell::{RefCell, RefMut};
-use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use jiff::{Timestamp, Unit};
-use serde::Serialize;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::balance::Admitted;
@@ -17,15 +15,17 @@ use super::context::{Context, ListenerContext};
 use super::metrics::Action;
 use super::registry::Place;
 use super::termination::{Cause, Stage, Termination};
-use crate::config::LogFormat;
 use crate::guard::Rejection;
 use crate::net::{Announcement, Hops, Opening, ProxyVersion};
 use crate::peek::{Alpn, Detector, Ja4, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
+use crate::tls::Negotiated;
 use crate::upstream::{Endpoint, Lease};
 
+mod line;
 mod meter;
 
+use line::{EndedTls, Line, format_time, milliseconds};
 use meter::{Counts, TrafficMeter};
 
 /// The story of a connection. Dropped without an end, it was forced.
@@ -62,6 +62,8 @@ struct Story {
     sni: Option<ServerName>,
     alpn: Alpn,
     ja4: Option<Box<Ja4>>,
+    /// What TLS came to that ended here.
+    ended_tls: Option<Box<EndedTls>>,
     route: Option<Arc<str>>,
     reached: Reached,
     /// Whether the log tells of it.
@@ -111,6 +113,7 @@ impl ConnRecord {
             sni: None,
             alpn: Alpn::default(),
             ja4: None,
+            ended_tls: None,
             route: None,
             reached: Reached::Nothing,
             told: true,
@@ -206,6 +209,11 @@ impl ConnRecord {
         story.action = action;
         story.route = Some(Arc::clone(route));
         drop(story);
+        if action == Action::Terminate {
+            // What is inside TLS is counted.
+            self.open.counts.received.set(0);
+            self.open.counts.sent.set(0);
+        }
         self.traffic = live.map(|live| Arc::clone(&live.traffic));
         if let Some(traffic) = &self.traffic {
             traffic.received.increment(self.open.counts.received.get());
@@ -216,6 +224,20 @@ impl ConnRecord {
     /// It is refused without a route.
     pub(super) fn refused(&mut self) {
         self.story().action = Action::Reject;
+    }
+
+    pub(super) fn ends_tls(&mut self) {
+        self.story().stage = Stage::Handshake;
+    }
+
+    /// What the handshake came to.
+    pub(super) fn terminated(&mut self, negotiated: &Negotiated<'_>) {
+        if let Some(traffic) = &self.traffic {
+            traffic.handshakes.done(negotiated.as_handshake());
+        }
+        let mut story = self.story();
+        story.tls = false;
+        story.ended_tls = Some(Box::new(EndedTls::new(negotiated)));
     }
 
     pub(super) fn connecting(&mut self) {
@@ -276,11 +298,15 @@ impl ConnRecord {
         let story = self.story();
         let mut offers = story.alpn.iter();
         let alpn = offers.next().filter(|_| offers.next().is_none());
+        // Where TLS ended here it is known what was agreed on.
+        let ended = story.ended_tls.as_deref();
+        let alpn = ended.map_or(alpn, |ended| ended.alpn().map(str::as_bytes));
         version.write(&Announcement {
             source: story.client,
             destination,
             authority: story.sni.as_ref().map(ServerName::as_str),
             alpn,
+            tls: ended.map(EndedTls::announced),
             unique_id: &id(story.id),
             hops,
             instance: self.cx.shared.instance,
@@ -366,6 +392,7 @@ impl Story {
             alpn: self.alpn.iter().map(|name| name.escape_ascii().to_string()).collect(),
             ja4: self.ja4.as_deref().map(Ja4::as_str),
             protocol: self.protocol.map(Protocol::as_str),
+            tls: self.ended_tls.as_deref(),
             route: self.route.as_deref(),
             action: self.action.as_str(),
             reason: end.and_then(|end| end.reason),
@@ -441,6 +468,7 @@ pub(super) fn tell_rejection(
         alpn: Vec::new(),
         ja4: None,
         protocol: None,
+        tls: None,
         route: None,
         action: Action::Reject.as_str(),
         reason: end.reason,
@@ -456,93 +484,4 @@ pub(super) fn tell_rejection(
         stage: end.stage.as_str(),
     };
     access_log.write(line.render(format));
-}
-
-/// A line of the access log.
-#[derive(Debug, Serialize)]
-struct Line<'a> {
-    /// When the connection was accepted, RFC 3339 in UTC.
-    time: String,
-    id: String,
-    listener: &'a str,
-    client: SocketAddr,
-    via: Option<SocketAddr>,
-    sni: Option<&'a str>,
-    alpn: Vec<String>,
-    /// Only where the configuration asks for it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ja4: Option<&'a str>,
-    protocol: Option<&'static str>,
-    route: Option<&'a str>,
-    action: &'static str,
-    reason: Option<&'static str>,
-    limit: Option<&'a str>,
-    backend: Option<&'a str>,
-    /// Where that is, when its name does not say so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<String>,
-    connect_ms: Option<f64>,
-    duration_ms: f64,
-    bytes_in: u64,
-    bytes_out: u64,
-    bytes_spliced: u64,
-    cause: Option<&'static str>,
-    stage: &'static str,
-}
-
-impl Line<'_> {
-    fn render(&self, format: LogFormat) -> String {
-        // No value can fail to serialise: strings, numbers, options and a list of strings.
-        let value = serde_json::to_value(self).unwrap_or_default();
-        match format {
-            LogFormat::Json => serde_json::to_string(self).unwrap_or_default(),
-            LogFormat::Logfmt => logfmt(&value),
-        }
-    }
-}
-
-/// `key=value` pairs; values with spaces or quotes are quoted as in JSON, absent ones left out.
-fn logfmt(value: &Value) -> String {
-    let mut line = String::new();
-    for (key, value) in value.as_object().into_iter().flatten() {
-        let text = match value {
-            Value::Null => continue,
-            Value::Array(items) if items.is_empty() => continue,
-            Value::String(text) => text.clone(),
-            Value::Array(items) => items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
-            other => other.to_string(),
-        };
-        let bare =
-            !text.is_empty() && !text.contains([' ', '"', '=', '\\']) && !text.chars().any(char::is_control);
-        let text = if bare { text } else { Value::String(text).to_string() };
-        let space = if line.is_empty() { "" } else { " " };
-        // Writing to a string cannot fail.
-        let _ = write!(line, "{space}{key}={text}");
-    }
-    line
-}
-
-/// The time `ago`, to the millisecond.
-fn format_time(ago: Duration) -> String {
-    let now = Timestamp::now();
-    let time = now.checked_sub(ago).unwrap_or(now);
-    format!("{:.3}", time.round(Unit::Millisecond).unwrap_or(time))
-}
-
-/// To a thousandth of a millisecond.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn logfmt_quotes_what_would_be_ambiguous() {
-        let value = serde_json::json!({
-            "a": "plain", "b": "two words", "c": null, "d": ["h2", "http/1.1"], "e": 1.5, "f": "", "g": "x\ny"
-        });
-        assert_eq!(logfmt(&value), r#"a=plain b="two words" d=h2,http/1.1 e=1.5 f="" g="x\ny""#);
-    }
 }

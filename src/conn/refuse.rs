@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
+use super::end::End;
 use super::record::ConnRecord;
 use super::termination::Termination;
 use crate::config::RejectWith;
-use crate::net::{Direction, Meter, Scratch, Socket, Timer, hide_close, reset_on_close};
+use crate::net::{Direction, Meter, Scratch, Timer, hide_close, reset_on_close};
 use crate::peek::{Preface, Protocol};
 use crate::prelude::{self, Why};
 
@@ -112,13 +113,13 @@ impl Refusal {
 
 /// Refuses the connection; takes at most a second.
 pub(super) async fn refuse(
-    stream: Socket,
+    stream: impl Into<End>,
     refusal: Refusal,
     record: &ConnRecord,
     scratch: &Scratch,
     timer: &mut Timer<'_>,
 ) {
-    let until = timer.now() + LINGER.0;
+    let (stream, until) = (stream.into(), timer.now() + LINGER.0);
     match refusal {
         Refusal::Alert(description) => {
             // A record of type alert, version 1.2 as before any negotiation, level fatal (RFC 8446 §5.1).
@@ -129,19 +130,20 @@ pub(super) async fn refuse(
             let _ = timer.timeout_at(until, say_and_linger(stream, &answer, record, scratch)).await;
         }
         Refusal::Close => {}
-        Refusal::Reset => reset_on_close(&stream),
-        Refusal::Drop => hide_close(&stream, record.peer()),
+        Refusal::Reset => reset_on_close(stream.socket()),
+        Refusal::Drop => hide_close(stream.socket(), record.peer()),
     }
 }
 
 async fn say_and_linger(
-    mut stream: Socket,
+    mut stream: End,
     words: &[u8],
     record: &ConnRecord,
     scratch: &Scratch,
 ) -> io::Result<()> {
     let meter = record.meter();
     stream.write_all(words).await?;
+    stream.flush().await?;
     meter.written(Direction::Down, words.len(), false);
     stream.shutdown().await?;
     for _ in 0..LINGER.1 {

@@ -8,6 +8,7 @@ use super::refuse::alert;
 use crate::guard::{Reason, Rejection};
 use crate::net::{Direction, Fault, RelayEnd, Side};
 use crate::route::NoRoute;
+use crate::tls::HandshakeError;
 use crate::upstream::ConnectError;
 
 /// Who or what ended a connection.
@@ -48,6 +49,8 @@ pub enum Stage {
     Peek,
     /// A route was chosen, or none.
     Route,
+    /// TLS that ends here was being agreed on.
+    Handshake,
     /// A backend was being connected to.
     Connect,
     /// Bytes were passing.
@@ -67,7 +70,7 @@ pub struct Termination {
 
 impl Termination {
     /// The reasons of connections that a limit, a policy or a route refused.
-    pub(super) const REJECTIONS: [&str; 15] = [
+    pub(super) const REJECTIONS: [&str; 17] = [
         "acl",
         "banned",
         "rate_limit",
@@ -83,11 +86,20 @@ impl Termination {
         "unknown_protocol",
         "rejected",
         "cancels_nothing",
+        "no_certificate",
+        "handshakes",
     ];
     /// It was sent to https.
     pub const REDIRECTED: Self = Self::new(Cause::Done, Stage::Route, "redirected");
     /// It asks for the end of a query of nobody.
     pub(super) const CANCELS_NOTHING: Self = Self::new(Cause::Policy, Stage::Route, "cancels_nothing");
+    /// There is no certificate for the name that it asks for.
+    pub(super) const NO_CERTIFICATE: Self = Self::new(Cause::Policy, Stage::Handshake, "no_certificate");
+    /// As many handshakes are under way as may be.
+    pub(super) const TOO_MANY_HANDSHAKES: Self = Self::new(Cause::Resource, Stage::Handshake, "handshakes");
+    /// The handshake was not over in time.
+    pub(super) const HANDSHAKE_TIMEOUT: Self =
+        Self::new(Cause::ClientTimeout, Stage::Handshake, HandshakeError::TIMEOUT);
     /// A route refuses it.
     pub const REJECTED: Self = Self::new(Cause::Policy, Stage::Route, "rejected");
 
@@ -225,6 +237,16 @@ impl From<&Fault> for Termination {
             fault.error.kind(),
             io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
         );
+        let broken = match fault.error.kind() {
+            // TLS that was cut off, or that is none any more.
+            io::ErrorKind::UnexpectedEof => Some("truncated"),
+            io::ErrorKind::InvalidData => Some("bad_record"),
+            _ => None,
+        };
+        if let Some(reason) = broken {
+            let cause = if fault.side == Side::Downstream { Cause::Client } else { Cause::Upstream };
+            return Self::new(cause, Stage::Relay, reason);
+        }
         let (cause, reason) = match (fault.side, unanswered) {
             (Side::Downstream, false) => (Cause::Client, "reset"),
             (Side::Downstream, true) => (Cause::ClientTimeout, "unanswered"),
@@ -262,6 +284,7 @@ impl Stage {
             Self::Proxy => "proxy",
             Self::Peek => "peek",
             Self::Route => "route",
+            Self::Handshake => "handshake",
             Self::Connect => "connect",
             Self::Relay => "relay",
         }
@@ -281,6 +304,8 @@ mod tests {
         let all: Vec<_> = limits.into_iter().chain(policies).chain(headers).collect();
         let all: Vec<_> =
             all.into_iter().chain([Termination::REJECTED, Termination::CANCELS_NOTHING]).collect();
+        let all: Vec<_> =
+            all.into_iter().chain([Termination::NO_CERTIFICATE, Termination::TOO_MANY_HANDSHAKES]).collect();
         assert_eq!(all.len(), Termination::REJECTIONS.len());
         for termination in all {
             assert!(Termination::REJECTIONS.contains(&termination.reason.unwrap()), "{termination:?}");

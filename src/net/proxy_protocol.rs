@@ -12,7 +12,7 @@ mod hops;
 mod write;
 
 pub use hops::{Hops, InstanceId};
-pub use write::{Announcement, ProxyVersion};
+pub use write::{AnnouncedTls, Announcement, ProxyVersion};
 
 /// Longest line of version 1, its end included (§2.1).
 const MAX_LINE: usize = 107;
@@ -32,8 +32,19 @@ mod tlv {
     pub(super) const AUTHORITY: u8 = 2;
     pub(super) const CRC32C: u8 = 3;
     pub(super) const UNIQUE_ID: u8 = 5;
+    pub(super) const SSL: u8 = 0x20;
     /// Our own, of those that are free for anybody.
     pub(super) const HOPS: u8 = 0xe7;
+
+    /// What stands in the value of [`SSL`], §2.2.5.
+    pub(super) mod ssl {
+        pub(in super::super) const SSL: u8 = 1;
+        pub(in super::super) const CERT_SESS: u8 = 4;
+        pub(in super::super) const VERSION: u8 = 0x21;
+        pub(in super::super) const CN: u8 = 0x22;
+        pub(in super::super) const CIPHER: u8 = 0x23;
+        pub(in super::super) const GROUP: u8 = 0x26;
+    }
 }
 
 /// Whether bytes begin like a header.

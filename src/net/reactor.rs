@@ -135,7 +135,7 @@ impl Reactor {
     }
 
     /// How often events have been fetched.
-    pub(super) fn turns(&self) -> u64 {
+    pub fn turns(&self) -> u64 {
         self.turns.get()
     }
 

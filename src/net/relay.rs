@@ -108,6 +108,10 @@ pub struct Fault {
 
 /// A connection that can be relayed. Splicing is optional: what cannot be spliced is copied.
 pub trait Conduit: AsyncRead + AsyncWrite + Unpin {
+    /// Whether bytes may pass it in pipes.
+    fn can_splice(&self) -> bool {
+        true
+    }
     /// Splices from the connection into the empty `pipe`, at most so many bytes.
     fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe, most: usize) -> Poll<io::Result<Filled>>;
     /// Splices from the `pipe`, which holds something, into the connection.

@@ -139,6 +139,35 @@ impl Protocol {
         !matches!(self, Self::Mysql)
     }
 
+    /// Its names in ALPN (IANA, "TLS Application-Layer Protocol Negotiation Protocol IDs"; and those in use that are not
+    /// registered).
+    pub const fn alpn_names(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http => &[b"h2", b"http/1.1", b"http/1.0", b"http/0.9"],
+            Self::Postgres => &[b"postgresql"],
+            Self::Smtp => &[b"smtp", b"lmtp"],
+            Self::Imap => &[b"imap"],
+            Self::Pop3 => &[b"pop3"],
+            Self::Sieve => &[b"managesieve"],
+            Self::Ftp => &[b"ftp"],
+            Self::Ldap => &[b"ldap"],
+            Self::Xmpp => &[b"xmpp-client", b"xmpp-server"],
+            Self::Mqtt => &[b"mqtt", b"x-amzn-mqtt-ca"],
+            Self::Amqp => &[b"amqp"],
+            Self::Redis => &[b"redis"],
+            Self::Dns => &[b"dot"],
+            Self::Mysql => &[b"mysql"],
+            Self::Tls
+            | Self::H2c
+            | Self::Ssh
+            | Self::Openvpn
+            | Self::Rdp
+            | Self::Socks
+            | Self::Unknown
+            | Self::Silent => &[],
+        }
+    }
+
     /// Whether TLS can be begun within it, which then goes on inside.
     pub const fn has_starttls(self) -> bool {
         match self {

@@ -94,7 +94,8 @@ impl Scope {
             .iter()
             .map(|route| match &route.action {
                 ActionConfig::Passthrough(passthrough) => endpoints(passthrough),
-                ActionConfig::Redirect | ActionConfig::Reject(_) => Vec::new(),
+                // Where TLS ends here, backends are not asked for theirs.
+                ActionConfig::Terminate(_) | ActionConfig::Redirect | ActionConfig::Reject(_) => Vec::new(),
             })
             .collect();
         let tested = config.tests.iter().filter_map(|test| match &test.input {

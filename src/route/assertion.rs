@@ -4,7 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Decision, Query, RouteTable};
-use crate::config::{ActionConfig, Expectation, ExpectedAction, Origin, RejectWith, TestCase, TestInput};
+use crate::config::{
+    ActionConfig, Expectation, ExpectedAction, Origin, RejectWith, TerminateConfig, TestCase, TestInput,
+};
 use crate::peek::{Alpn, ClientHello, Detector, HelloError, Preface};
 use crate::prelude;
 
@@ -106,30 +108,29 @@ impl Expectation {
 }
 
 fn holds(expect: &Expectation, decision: &Decision<'_>) -> bool {
-    let mut redirect = false;
-    let (route, passthrough, reject) = match decision {
-        Decision::Route(route) => match route.action() {
-            ActionConfig::Passthrough(passthrough) => (Some(*route), Some(passthrough), None),
-            ActionConfig::Redirect => {
-                redirect = true;
-                (Some(*route), None, None)
-            }
-            ActionConfig::Reject(with) => (Some(*route), None, Some(*with)),
-        },
-        Decision::NoRoute(_, with) => (None, None, Some(*with)),
+    let (action, route) = match decision {
+        Decision::Route(route) => (Some(route.action()), Some(*route)),
+        Decision::NoRoute(..) => (None, None),
     };
+    let reject = match (decision, action) {
+        (Decision::NoRoute(_, with), _) | (_, Some(ActionConfig::Reject(with))) => Some(*with),
+        _ => None,
+    };
+    let backends = action.and_then(ActionConfig::backends);
     let action = match expect.action {
-        Some(ExpectedAction::Passthrough) => passthrough.is_some(),
-        Some(ExpectedAction::Redirect) => redirect,
+        Some(ExpectedAction::Passthrough) => matches!(action, Some(ActionConfig::Passthrough(_))),
+        Some(ExpectedAction::Terminate) => matches!(action, Some(ActionConfig::Terminate(_))),
+        Some(ExpectedAction::Redirect) => matches!(action, Some(ActionConfig::Redirect)),
         Some(ExpectedAction::Reject) => reject.is_some(),
         None => true,
     };
     action
         && expect.route.as_ref().is_none_or(|name| route.is_some_and(|route| route.config.name == *name))
         && expect.reject.is_none_or(|with: RejectWith| reject == Some(with))
-        && expect.to.iter().all(|addr| {
-            passthrough.is_some_and(|passthrough| passthrough.upstream.addresses().any(|to| to == addr))
-        })
+        && expect
+            .to
+            .iter()
+            .all(|addr| backends.is_some_and(|backends| backends.upstream.addresses().any(|to| to == addr)))
 }
 
 impl fmt::Display for Decision<'_> {
@@ -137,9 +138,11 @@ impl fmt::Display for Decision<'_> {
         match self {
             Self::Route(route) => {
                 match route.action() {
-                    ActionConfig::Passthrough(passthrough) => {
-                        f.write_str("passthrough to ")?;
-                        for (index, addr) in passthrough.upstream.addresses().enumerate() {
+                    action @ (ActionConfig::Passthrough(to)
+                    | ActionConfig::Terminate(TerminateConfig { to, .. })) => {
+                        let ends = matches!(action, ActionConfig::Terminate(_));
+                        f.write_str(if ends { "terminate, to " } else { "passthrough to " })?;
+                        for (index, addr) in to.upstream.addresses().enumerate() {
                             write!(f, "{}{addr}", if index == 0 { "" } else { ", " })?;
                         }
                     }
@@ -160,6 +163,7 @@ impl fmt::Display for Expectation {
         let mut parts = Vec::new();
         match self.action {
             Some(ExpectedAction::Passthrough) => parts.push("passthrough".to_owned()),
+            Some(ExpectedAction::Terminate) => parts.push("terminate".to_owned()),
             Some(ExpectedAction::Redirect) => parts.push("redirect".to_owned()),
             Some(ExpectedAction::Reject) => parts.push("reject".to_owned()),
             None => {}

@@ -31,41 +31,11 @@ pub(super) fn check(conditions: &Conditions, hello: &ClientHello) -> Result<(), 
         return Err(Mismatch::Begin);
     }
     let told = conditions.alpn.is_some() || inside.is_empty() || hello.alpn.is_empty();
-    let offered = |protocol: &Protocol| hello.alpn.iter().any(|offer| is_for(*protocol, offer));
+    let offered = |protocol: &Protocol| hello.alpn.iter().any(|offer| protocol.alpn_names().contains(&offer));
     if told || inside.iter().any(offered) || hello.alpn.iter().any(|offer| offer == ACME) {
         return Ok(());
     }
     Err(Mismatch::Alpn)
-}
-
-/// Whether `offer` is a name of the protocol (IANA, "TLS Application-Layer Protocol Negotiation Protocol IDs"; and those in use
-/// that are not registered).
-fn is_for(protocol: Protocol, offer: &[u8]) -> bool {
-    let names: &[&[u8]] = match protocol {
-        Protocol::Http => &[b"h2", b"http/1.1", b"http/1.0", b"http/0.9"],
-        Protocol::Postgres => &[b"postgresql"],
-        Protocol::Smtp => &[b"smtp", b"lmtp"],
-        Protocol::Imap => &[b"imap"],
-        Protocol::Pop3 => &[b"pop3"],
-        Protocol::Sieve => &[b"managesieve"],
-        Protocol::Ftp => &[b"ftp"],
-        Protocol::Ldap => &[b"ldap"],
-        Protocol::Xmpp => &[b"xmpp-client", b"xmpp-server"],
-        Protocol::Mqtt => &[b"mqtt", b"x-amzn-mqtt-ca"],
-        Protocol::Amqp => &[b"amqp"],
-        Protocol::Redis => &[b"redis"],
-        Protocol::Dns => &[b"dot"],
-        Protocol::Mysql => &[b"mysql"],
-        Protocol::Tls
-        | Protocol::H2c
-        | Protocol::Ssh
-        | Protocol::Openvpn
-        | Protocol::Rdp
-        | Protocol::Socks
-        | Protocol::Unknown
-        | Protocol::Silent => &[],
-    };
-    names.contains(&offer)
 }
 
 #[cfg(test)]

@@ -69,6 +69,11 @@ const HELLO_BYTES_IN_USE: Family = Family {
     labels: &[],
 };
 
+/// A part of the connections may be in the middle of a TLS handshake, each with up to some 40 KB.
+const HANDSHAKE_SHARE: u64 = 4;
+/// The fewest and the most of them.
+const HANDSHAKES: (usize, usize) = (16, 4096);
+
 /// What there may be at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {
@@ -78,6 +83,8 @@ pub(super) struct Budget {
     pub(super) pipes: usize,
     /// Bytes of unfinished hellos.
     pub(super) hello_bytes: usize,
+    /// TLS handshakes under way.
+    pub(super) handshakes: usize,
     workers: usize,
     /// Descriptors of all workers, for themselves and their addresses.
     listening: usize,
@@ -125,6 +132,7 @@ impl Budget {
             connections: count(rest / per_connection).max(1),
             pipes: count(pipes),
             hello_bytes: 0,
+            handshakes: count(rest / per_connection / HANDSHAKE_SHARE).clamp(HANDSHAKES.0, HANDSHAKES.1),
             workers: count(workers),
             listening: count(listening),
             files: count(files),

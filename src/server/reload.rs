@@ -29,6 +29,7 @@ use crate::net::UpstreamAddr;
 use crate::service;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
+use crate::tls::{Acceptors, Watching};
 use crate::upstream::{self, Changed, Endpoint, Keepers, OperatorError, Resolver};
 
 const RELOADS: Family = Family {
@@ -60,6 +61,10 @@ pub(super) struct Live {
     /// The settings that hold until the process ends, as they were at its start.
     fixed: Vec<Effective>,
     resolver: Resolver,
+    /// How TLS is ended.
+    acceptors: Arc<Acceptors>,
+    /// Files of certificates are looked at as long as it is there.
+    watching: Watching,
     /// What keeps its pools up to date.
     keepers: Option<Keepers>,
     /// Where they tell whose connections are to be closed.
@@ -88,6 +93,7 @@ struct Next {
     config: Config,
     snapshot: Snapshot,
     resolver: Resolver,
+    acceptors: Acceptors,
     sockets: Vec<Group>,
     access_log: Option<AccessLog>,
 }
@@ -97,6 +103,7 @@ pub(super) struct First {
     pub(super) file: Option<PathBuf>,
     pub(super) config: Config,
     pub(super) resolver: Resolver,
+    pub(super) acceptors: Acceptors,
     pub(super) listening: Listening,
     pub(super) admin: Option<AdminSocket>,
     pub(super) workers: usize,
@@ -108,7 +115,8 @@ pub(super) struct First {
 impl Live {
     /// The first generation.
     pub(super) fn new(first: First) -> Self {
-        let First { file, config, resolver, listening, admin, workers, shared, registry, runtime } = first;
+        let First { file, config, resolver, acceptors, listening, admin, workers, shared, registry, runtime } =
+            first;
         let metrics = Metrics::new(&registry);
         metrics.taken_now();
         let fixed = config::fixed(&config.effective);
@@ -121,6 +129,8 @@ impl Live {
             serving,
             fixed,
             resolver,
+            watching: acceptors.watch(&runtime),
+            acceptors: Arc::new(acceptors),
             keepers,
             down,
             listening,
@@ -203,17 +213,20 @@ impl Live {
         let file = self.file.clone().ok_or(StartError::NoFile)?;
         let (registry, dns) = (Arc::clone(&self.registry), self.resolver.answers());
         let (before, own) = (self.shared.snapshot.load_full(), Arc::clone(self.listening.own()));
+        let acceptors = Arc::clone(&self.acceptors);
         // Large configurations take their time, and the control runtime has one thread.
         let built = tokio::task::spawn_blocking(move || {
             let config = Config::load(&file)?;
             run_assertions(&config)?;
             probe_transparent(&config)?;
             let mut resolver = Resolver::new(&config.dns, &registry);
-            let snapshot = Snapshot::new(&config, Some(&before.pools), &mut resolver, &own, &registry);
+            let acceptors = Acceptors::new(&config, Some(&acceptors), &registry)?;
+            let snapshot =
+                Snapshot::new(&config, Some(&before.pools), &mut resolver, (&own, &acceptors), &registry);
             resolver.begin_with(&dns);
-            Ok::<_, StartError>((config, snapshot, resolver))
+            Ok::<_, StartError>((config, snapshot, resolver, acceptors))
         });
-        let (config, snapshot, mut resolver) =
+        let (config, snapshot, mut resolver, acceptors) =
             built.await.map_err(|error| StartError::Thread(error.into()))??;
         resolver.start(&self.runtime)?;
         let access_log = if config.access_log == self.serving.load().config.access_log {
@@ -225,13 +238,13 @@ impl Live {
         let _ = timeout(config.dns.timeout, resolver.first_answers()).await;
         // Last, since from here on clients may be in their queues.
         let sockets = self.listening.bind(&config)?;
-        Ok(Next { config, snapshot, resolver, sockets, access_log })
+        Ok(Next { config, snapshot, resolver, acceptors, sockets, access_log })
     }
 
     /// From here on nothing fails and nothing waits. Gives what is different, and of which backends an operator had
     /// asked something that is forgotten.
     fn take(&mut self, next: Next) -> (Vec<Change>, Vec<String>) {
-        let Next { config, snapshot, resolver, sockets, access_log } = next;
+        let Next { config, snapshot, resolver, acceptors, sockets, access_log } = next;
         let before = self.serving.load_full();
         let mut changes = config::diff(&before.config.effective, &config.effective);
         changes.retain(|change| !change.restart);
@@ -240,6 +253,7 @@ impl Live {
         let budget = Budget::new(&config, self.workers, addresses);
         budget.publish(&self.registry);
         self.shared.hello_bytes.resize(budget.hello_bytes);
+        self.shared.handshakes.resize(budget.handshakes);
         let guard = self.shared.guard.load().renewed(&config.limits, budget.connections, &self.registry);
         self.shared.guard.store(Arc::new(guard));
         if let Some(access_log) = access_log {
@@ -257,6 +271,8 @@ impl Live {
         // Which of their endpoints are this process itself is known from here on.
         self.keep_pools();
         self.resolver = resolver;
+        self.watching = acceptors.watch(&self.runtime);
+        self.acceptors = Arc::new(acceptors);
         self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
         self.changed.notify_one();
         (changes, overruled.iter().map(|(upstream, backend)| format!("{upstream} {backend}")).collect())
@@ -398,7 +414,7 @@ fn refused(error: &StartError) -> Outcome {
 impl StartError {
     fn why_kept(&self) -> Kept {
         match self {
-            Self::Config(_) | Self::Assertions(_) => Kept::BadConfig,
+            Self::Config(_) | Self::Assertions(_) | Self::Tls(_) => Kept::BadConfig,
             error if error.is_temporary() => Kept::Temporary,
             _ => Kept::Failed,
         }

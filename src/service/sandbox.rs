@@ -10,7 +10,9 @@ use landlock::{
 };
 use tracing::{info, warn};
 
-use crate::config::{ActionConfig, AdminAddr, Config, LogTarget, Sandbox};
+use crate::config::{
+    ActionConfig, AdminAddr, CertificateSource, CertificateStore, Config, LogTarget, RouteConfig, Sandbox,
+};
 
 /// Read from time to time: names (hosts, resolv.conf and where that leads to), users, figures of the process, settings
 /// of the kernel.
@@ -22,7 +24,7 @@ pub fn enter(config: &Config) {
     if config.sandbox == Sandbox::Off {
         return;
     }
-    match restrict(&readable(config), &logs(config), &sockets(config)) {
+    match restrict(&readable(config), [&logs(config), &sockets(config), &kept(config)]) {
         Ok(RulesetStatus::FullyEnforced) => info!("in the sandbox (Landlock)"),
         Ok(RulesetStatus::PartiallyEnforced) => {
             warn!("in the sandbox (Landlock) as far as this kernel goes, which is not all the way");
@@ -32,16 +34,17 @@ pub fn enter(config: &Config) {
     }
 }
 
-/// Nothing is read outside `readable`, no file written outside `logs`, none made or removed outside those and
-/// `sockets`, and nothing executed.
+/// Nothing is read outside `readable` and `kept`, no file written outside `logs` and `kept`, none made or removed outside those
+/// and `sockets`, and nothing executed.
 fn restrict(
     readable: &BTreeSet<PathBuf>,
-    logs: &BTreeSet<PathBuf>,
-    sockets: &BTreeSet<PathBuf>,
+    [logs, sockets, kept]: [&BTreeSet<PathBuf>; 3],
 ) -> Result<RulesetStatus, RulesetError> {
     let reading = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let logging: BitFlags<AccessFs> = make_bitflags!(AccessFs::{WriteFile | MakeReg});
     let binding: BitFlags<AccessFs> = make_bitflags!(AccessFs::{MakeSock | RemoveFile});
+    let keeping: BitFlags<AccessFs> =
+        make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | MakeReg | MakeDir | RemoveFile});
     let status = Ruleset::default()
         // The last version that adds a right over files; of later ones nothing is wanted.
         .handle_access(AccessFs::from_all(ABI::V5))?
@@ -49,6 +52,7 @@ fn restrict(
         .add_rules(path_beneath_rules(readable, reading))?
         .add_rules(path_beneath_rules(logs, logging))?
         .add_rules(path_beneath_rules(sockets, binding))?
+        .add_rules(path_beneath_rules(kept, keeping))?
         .restrict_self()?;
     Ok(status.ruleset)
 }
@@ -60,13 +64,35 @@ fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let files = origins.chain(routes).map(|origin| folder(&origin.file));
     let limits = &config.limits;
     let lists = limits.allow_files.iter().chain(&limits.deny_files).map(|list| folder(&list.path));
-    let of_routes = config.routes.iter().filter_map(|route| match &route.action {
-        ActionConfig::Passthrough(passthrough) => Some(&passthrough.upstream),
-        ActionConfig::Redirect | ActionConfig::Reject(_) => None,
-    });
+    let of_routes = config.routes.iter().filter_map(|route| Some(&route.action.backends()?.upstream));
     let upstreams = config.upstreams.iter().chain(of_routes);
     let roots = upstreams.filter_map(|upstream| upstream.health.as_ref()?.check.tls()?.verify.file());
-    files.chain(lists).chain(roots.map(folder)).chain(SYSTEM.map(PathBuf::from)).collect()
+    let certificates = config.routes.iter().flat_map(certificate_folders);
+    files.chain(certificates).chain(lists).chain(roots.map(folder)).chain(SYSTEM.map(PathBuf::from)).collect()
+}
+
+/// Where this process keeps what it has made.
+fn kept(config: &Config) -> BTreeSet<PathBuf> {
+    let of_route = |route: &RouteConfig| match &route.action {
+        ActionConfig::Terminate(terminate) => match &terminate.tls.certificates {
+            CertificateStore::SelfSigned(folder) => folder.clone(),
+            CertificateStore::Files(_) => None,
+        },
+        ActionConfig::Passthrough(_) | ActionConfig::Redirect | ActionConfig::Reject(_) => None,
+    };
+    config.routes.iter().filter_map(of_route).collect()
+}
+
+/// Where the certificates of a route are; what is a folder itself may have others in it.
+fn certificate_folders(route: &RouteConfig) -> Vec<PathBuf> {
+    let ActionConfig::Terminate(terminate) = &route.action else { return Vec::new() };
+    let CertificateStore::Files(sources) = &terminate.tls.certificates else { return Vec::new() };
+    let of_source = |source: &CertificateSource| match source {
+        CertificateSource::Path(path) if path.is_dir() => vec![path.clone()],
+        CertificateSource::Path(path) => vec![folder(path)],
+        CertificateSource::Pair { certificate, key } => vec![folder(certificate), folder(key)],
+    };
+    sources.iter().flat_map(of_source).collect()
 }
 
 fn logs(config: &Config) -> BTreeSet<PathBuf> {
@@ -123,7 +149,7 @@ mod tests {
         let refused = Err(ErrorKind::PermissionDenied);
         // Only this thread is restricted, and ends with the test.
         let inside = || {
-            let status = restrict(&readable(&config), &logs(&config), &sockets(&config)).unwrap();
+            let status = restrict(&readable(&config), [&logs(&config), &sockets(&config), &kept(&config)]).unwrap();
             assert_ne!(status, RulesetStatus::NotEnforced, "this test needs a kernel with Landlock (5.13)");
             assert_eq!(kind(fs::read(etc.join("portcullis.toml")).map(drop)), Ok(()));
             assert_eq!(kind(fs::read("/etc/hosts").map(drop)), Ok(()));

@@ -19,7 +19,7 @@ const RETRIES: Family = Family {
     labels: &["route"],
 };
 const FAILURES: Family = Family {
-    name: "portcullis_tls_handshake_failures_total",
+    name: "portcullis_tls_hello_refusals_total",
     help: "ClientHellos that a server answered with an alert.",
     labels: &["route", "reason"],
 };

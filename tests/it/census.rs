@@ -82,7 +82,7 @@ fn what_openssl_and_nginx_agree_on_is_counted() {
     let refused = s_client(&proxy, &["-tls1_2", "-cipher", "ECDHE-RSA-AES128-GCM-SHA256"]);
     assert!(refused.stderr.contains("alert number 40"), "{refused:?}");
     let reason = [("route", "app"), ("reason", "handshake_failure")];
-    proxy.wait_metric("portcullis_tls_handshake_failures_total", &reason, 1.0);
+    proxy.wait_metric("portcullis_tls_hello_refusals_total", &reason, 1.0);
     proxy.wait_metric(HANDSHAKES, &[], 8.0);
     let metrics = proxy.metrics();
     for (name, labels, count) in [

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::decode::{At, Either, Setting, quote, similar};
 use super::super::error::{ConfigError, ErrorKind};
-use super::super::file::{Expect, Hello, Test};
+use super::super::made_up::{Expect, Hello, Test};
 use super::super::values::RouteName;
 use super::super::{Expectation, ExpectedAction, ListenerConfig, TestCase, TestInput};
 use super::routes::{Routes, find_listener};
@@ -161,8 +161,12 @@ fn check_contradiction(expect: &Expect, out: &mut Output) {
     let action = expect.action.given();
     let is = |wanted: ExpectedAction| action.filter(|at| at.value == wanted).map(|at| &at.place);
     let redirected = is(ExpectedAction::Redirect);
-    let rejected =
-        [(to, is(ExpectedAction::Reject)), (reject, is(ExpectedAction::Passthrough)), (to, reject)];
+    let rejected = [
+        (to, is(ExpectedAction::Reject)),
+        (reject, is(ExpectedAction::Passthrough)),
+        (reject, is(ExpectedAction::Terminate)),
+        (to, reject),
+    ];
     let pairs = rejected.into_iter().chain([(to, redirected), (reject, redirected)]);
     for (second, first) in pairs {
         if let (Some(second), Some(first)) = (second, first) {

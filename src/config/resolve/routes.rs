@@ -14,10 +14,10 @@ use super::super::units::duration_text;
 use super::super::values::{AlpnName, ListenerName, SniWord, checked_name};
 use super::super::{
     ActionConfig, AnswerTimeout, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig,
-    RejectWith, RouteConfig, RouteKey, Timeouts, UpstreamConfig,
+    RejectWith, RouteConfig, RouteKey, TerminateConfig, Timeouts, UpstreamConfig,
 };
 use super::upstreams::{self, Upstreams, Written};
-use super::{Input, Output, dynamic, inside, settings, string, strings, transparent};
+use super::{Input, Output, dynamic, inside, settings, string, strings, tls, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::{Patterns, Protocol};
 
@@ -35,6 +35,7 @@ struct Context<'a> {
     complete: bool,
     timeouts: &'a Timeouts,
     upstreams: &'a Upstreams,
+    tls: &'a tls::Shared,
     /// Where the global timeouts come from: connect, idle, half-closed, answer.
     origins: [Option<Origin>; 4],
 }
@@ -44,13 +45,13 @@ pub(super) fn resolve(
     input: &Input,
     listeners: &[ListenerConfig],
     timeouts: &Timeouts,
-    upstreams: &Upstreams,
+    (upstreams, tls): (&Upstreams, &tls::Shared),
     out: &mut Output,
 ) -> Routes {
     let origins = ["connect", "idle", "half_closed", "answer"];
     let origins = origins.map(|key| out.origin_of(&format!("timeouts.{key}")));
     let complete = input.listeners_complete(listeners.len());
-    let context = Context { listeners, complete, timeouts, upstreams, origins };
+    let context = Context { listeners, complete, timeouts, upstreams, tls, origins };
     let mut names = Names::given(input, out);
     let placed: Vec<_> = input.routes().filter_map(|table| route(table, &context, &mut names, out)).collect();
     for error in overlap::check(&placed) {
@@ -100,6 +101,7 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         || route.transparent.is_bad()
         || route.internal.is_bad()
         || route.redirect.is_bad()
+        || route.tls.is_bad()
         || route.pool_keys().any_bad();
     let (keys, listeners, inside, target) = (keys?, listeners?, inside?, targets?);
     if bad {
@@ -107,7 +109,13 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     }
     let name = names.name(route, &keys);
     note_match(&name, route, out);
-    let action = action(&name, target, table, context, out)?;
+    let policy = tls::resolve(&name, route, &keys, inside.protocols.as_deref(), context.tls, out)?;
+    let action = match (action(&name, target, table, context, out)?, policy) {
+        (ActionConfig::Passthrough(to), Some(policy)) => {
+            ActionConfig::Terminate(TerminateConfig { tls: Arc::new(policy), to })
+        }
+        (action, _) => action,
+    };
     let alpn = &route.alpn;
     let conditions = Conditions {
         listeners,
@@ -402,6 +410,7 @@ fn redirect_target<'r>(
 /// A route that refuses or redirects, and what only one with backends can have.
 fn without_backends(route: &Route, (does, at): (&str, &Place), out: &mut Output) {
     let of_backends = [
+        ("tls", route.tls.place()),
         ("timeouts", route.timeouts.place()),
         ("proxy_protocol", route.proxy_protocol.place()),
         ("transparent", route.transparent.place()),

@@ -217,6 +217,7 @@ fn timeouts(input: &Input, out: &mut Output) -> Timeouts {
         hello: one("hello", |table| &table.hello, 5, DAY),
         connect: one("connect", |table| &table.connect, 3, DAY),
         answer: AnswerTimeout::LikeConnect,
+        handshake: one("handshake", |table| &table.handshake, 10, DAY),
         idle: one("idle", |table| &table.idle, 300, IDLE_MAX),
         half_closed: one("half_closed", |table| &table.half_closed, 60, DAY),
         drain: one("drain", |table| &table.drain, 30, DAY),

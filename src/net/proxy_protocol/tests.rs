@@ -290,10 +290,28 @@ fn announcement<'a>(source: &str, destination: &str, hops: &'a Hops) -> Announce
         destination: addr(destination),
         authority: Some("app.test"),
         alpn: Some(b"h2"),
+        tls: None,
         unique_id: "00000000000000ff",
         hops,
         instance: instance(9),
     }
+}
+
+/// The value of the TLV, as §2.2.5 lays it out.
+#[test]
+fn tls_that_ended_here_is_told_with_whose_certificate_was_shown() {
+    let hops = hops([]);
+    let mut of = announcement("192.0.2.1:1", "192.0.2.2:443", &hops);
+    let tls = AnnouncedTls { version: "TLSv1.3", cipher: Some("C"), group: None, client: Some(Some("ann")) };
+    of.tls = Some(tls);
+    let expected = b"\x20\x00\x19\x05\0\0\0\0\x21\x00\x07TLSv1.3\x22\x00\x03ann\x23\x00\x01C";
+    let header = ProxyVersion::V2.write(&of);
+    assert!(header.windows(expected.len()).any(|part| part == expected), "{header:?}");
+    of.tls = Some(AnnouncedTls { cipher: None, client: None, ..tls });
+    let expected = b"\x20\x00\x0f\x01\0\0\0\x01\x21\x00\x07TLSv1.3";
+    let header = ProxyVersion::V2.write(&of);
+    assert!(header.windows(expected.len()).any(|part| part == expected), "{header:?}");
+    assert!(ProxyHeader::read(&header).is_ok());
 }
 
 #[test]
@@ -350,7 +368,7 @@ proptest! {
         let through = hops(0..before);
         let of = Announcement {
             hops: &through, instance: instance(before),
-            source, destination, authority: Some(&name), alpn: alpn.as_ref().map(<[u8; 9]>::as_slice), unique_id: "7",
+            source, destination, authority: Some(&name), alpn: alpn.as_ref().map(<[u8; 9]>::as_slice), tls: None, unique_id: "7",
         };
         for version in [ProxyVersion::V1, ProxyVersion::V2] {
             let header = version.write(&of);

@@ -25,12 +25,27 @@ pub struct Announcement<'a> {
     pub authority: Option<&'a str>,
     /// The one ALPN name that it offered.
     pub alpn: Option<&'a [u8]>,
+    /// What its TLS came to, where that ended here.
+    pub tls: Option<AnnouncedTls<'a>>,
     /// What the connection is called here.
     pub unique_id: &'a str,
     /// What it has come through before.
     pub hops: &'a Hops,
     /// The process that writes it.
     pub instance: InstanceId,
+}
+
+/// What a header tells of TLS that ended here (§2.2.5).
+#[derive(Clone, Copy, Debug)]
+pub struct AnnouncedTls<'a> {
+    /// The version, as in `TLSv1.3`.
+    pub version: &'a str,
+    /// The cipher suite.
+    pub cipher: Option<&'a str>,
+    /// The group of the key exchange.
+    pub group: Option<&'a str>,
+    /// The client's certificate, if it has shown one, which then was good: the common name of its subject, if it has one.
+    pub client: Option<Option<&'a str>>,
 }
 
 /// Both ends, in one family.
@@ -104,6 +119,36 @@ fn groups(octets: [u8; 16]) -> String {
     }
 }
 
+impl AnnouncedTls<'_> {
+    /// The value of its TLV.
+    fn write(&self) -> Vec<u8> {
+        // The client's certificate was shown in this session, be it one that goes on from another connection.
+        let shown = if self.client.is_some() { tlv::ssl::CERT_SESS } else { 0 };
+        let mut value = vec![tlv::ssl::SSL | shown];
+        value.extend(u32::from(self.client.is_none()).to_be_bytes());
+        let parts = [
+            (tlv::ssl::VERSION, Some(self.version)),
+            (tlv::ssl::CN, self.client.flatten()),
+            (tlv::ssl::CIPHER, self.cipher),
+            (tlv::ssl::GROUP, self.group),
+        ];
+        for (kind, part) in parts {
+            append(kind, part.map(str::as_bytes), &mut value);
+        }
+        value
+    }
+}
+
+/// Appends a TLV, unless there is none.
+fn append(kind: u8, value: Option<&[u8]>, block: &mut Vec<u8>) {
+    // Longer ones than a length can tell do not exist: names have up to 255 bytes.
+    if let Some((value, len)) = value.and_then(|value| Some((value, u16::try_from(value.len()).ok()?))) {
+        block.push(kind);
+        block.extend(len.to_be_bytes());
+        block.extend(value);
+    }
+}
+
 /// §2.2.
 fn write_binary(of: &Announcement<'_>) -> Vec<u8> {
     let (family, addresses) = match Ends::of(of) {
@@ -114,20 +159,17 @@ fn write_binary(of: &Announcement<'_>) -> Vec<u8> {
     block.extend(of.source.port().to_be_bytes());
     block.extend(of.destination.port().to_be_bytes());
     let hops = of.hops.write(of.instance);
+    let tls = of.tls.map(|tls| tls.write());
     let values = [
         (tlv::ALPN, of.alpn),
         (tlv::AUTHORITY, of.authority.map(str::as_bytes)),
+        (tlv::SSL, tls.as_deref()),
         (tlv::UNIQUE_ID, Some(of.unique_id.as_bytes())),
         (tlv::HOPS, Some(hops.as_slice())),
         (tlv::CRC32C, Some(&[0; 4][..])),
     ];
     for (kind, value) in values {
-        // Longer ones than a length can tell do not exist: names have up to 255 bytes.
-        if let Some((value, len)) = value.and_then(|value| Some((value, u16::try_from(value.len()).ok()?))) {
-            block.push(kind);
-            block.extend(len.to_be_bytes());
-            block.extend(value);
-        }
+        append(kind, value, &mut block);
     }
     let len = u16::try_from(block.len()).unwrap_or(u16::MAX);
     let mut header = Vec::with_capacity(FIXED + block.len());

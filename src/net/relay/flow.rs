@@ -49,7 +49,7 @@ pub(super) struct Flow<'a> {
 enum State<'a> {
     /// Waits for bytes; holds none.
     Idle,
-    /// The destination is slow: these bytes are written before more are read.
+    /// The destination is slow: these bytes are written, and what it has taken is on its way, before more are read.
     Parked { bytes: Box<[u8]>, written: usize },
     /// The same for bytes in a pipe.
     Piped(Lent<'a>),
@@ -237,7 +237,8 @@ impl<'a> Flow<'a> {
                 return Poll::Ready(true);
             }
             passing.copied(self.direction, bytes);
-            self.mode = self.mode.after_read(bytes.len());
+            let splices = source.can_splice() && destination.can_splice();
+            self.mode = if splices { self.mode.after_read(bytes.len()) } else { Mode::CopyOnly };
             // The last bytes and the end of the stream leave in one segment. A reset is no end: it would throw
             // away what waits for one.
             let more =
@@ -298,6 +299,12 @@ impl<'a> Flow<'a> {
                 }
             }
         }
+        match Pin::new(destination).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => self.end_at_destination(error),
+            // The destination has it, and more would not fit.
+            Poll::Pending => self.state = State::Parked { bytes: Box::default(), written: 0 },
+        }
     }
 
     fn poll_parked<D: AsyncWrite + Unpin>(
@@ -308,13 +315,18 @@ impl<'a> Flow<'a> {
     ) -> Poll<bool> {
         let State::Parked { bytes, written } = &mut self.state else { return Poll::Ready(false) };
         let rest = bytes.get(*written..).unwrap_or_default();
+        if rest.is_empty() {
+            let flushed = ready!(Pin::new(destination).poll_flush(cx));
+            self.state = State::Idle;
+            if let Err(error) = flushed {
+                self.end_at_destination(error);
+            }
+            return Poll::Ready(true);
+        }
         match ready!(Pin::new(destination).poll_write(cx, rest)) {
             Ok(n @ 1..) => {
                 meter.written(self.direction, n, false);
                 *written += n;
-                if *written >= bytes.len() {
-                    self.state = State::Idle;
-                }
                 Poll::Ready(true)
             }
             Ok(0) => {

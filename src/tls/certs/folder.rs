@@ -5,25 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Where certificates come from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Source {
-    /// A PEM file with a certificate, its intermediates, and its key unless that lies beside it; or a folder of such
-    /// files and of folders of them.
-    ///
-    /// In a folder, what ends in `.pem`, `.crt` or `.cer` counts, in it and one level below it; hidden files and
-    /// folders do not. The key of `NAME.pem` is in `NAME.key`, `NAME-key.pem`, `NAME.key.pem` or `NAME.pem.key`; that of
-    /// `fullchain.pem` and `cert.pem` also in `privkey.pem` or `key.pem`, or in the only file beside it that is named as
-    /// a key.
-    Path(PathBuf),
-    /// A certificate with its intermediates, and its key.
-    Pair {
-        /// The PEM file of the certificate.
-        certificate: PathBuf,
-        /// The PEM file of its key.
-        key: PathBuf,
-    },
-}
+pub use crate::config::CertificateSource as Source;
 
 /// What one certificate is known by from look to look.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

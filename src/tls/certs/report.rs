@@ -45,6 +45,8 @@ pub(super) struct Report {
     registry: Arc<Registry>,
     errors: Counter,
     certificates: Gauge,
+    /// How many of them are counted in it: there may be several stores.
+    counted: usize,
     ends: HashMap<String, Gauge>,
     other: Option<Gauge>,
     /// What each certificate was last warned of, by its file and its end.
@@ -68,6 +70,7 @@ impl Report {
             registry: Arc::clone(registry),
             errors: registry.counter(&ERRORS, &[]),
             certificates: registry.gauge(&CERTIFICATES, &[]),
+            counted: 0,
             ends: HashMap::new(),
             other: None,
             warned: HashMap::new(),
@@ -98,7 +101,8 @@ impl Report {
     /// Shows how many there are and when they end.
     #[allow(clippy::cast_precision_loss, reason = "counts, and seconds of Unix time, are far below 2^52")]
     pub(super) fn show(&mut self, store: &Store) {
-        self.certificates.set(store.len() as f64);
+        self.certificates.increment(store.len() as f64 - self.counted as f64);
+        self.counted = store.len();
         let (mut ends, mut other) = (BTreeMap::new(), None);
         let mut known = self.ends.len();
         // The first to end comes first, so that it is the one that counts of several with one name.
@@ -154,6 +158,14 @@ impl Report {
         if let Some(more @ 1..) = lines.checked_sub(MAX_LINES) {
             warn!(more, "more certificates are about to end, or are not valid");
         }
+    }
+}
+
+impl Drop for Report {
+    #[allow(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    fn drop(&mut self) {
+        self.certificates.decrement(self.counted as f64);
+        self.ends.values().for_each(|gauge| gauge.set(f64::NAN));
     }
 }
 

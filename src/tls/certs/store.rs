@@ -107,6 +107,14 @@ impl Store {
         &self.served
     }
 
+    /// The certificate, where there is a single one.
+    pub fn only(&self) -> Option<&Arc<Certificate>> {
+        match &*self.served {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
     /// How many certificates there are.
     pub fn len(&self) -> usize {
         self.files.certificates().count()
