@@ -19,6 +19,8 @@ use crate::peek::{Ja4, Protocol, ServerName, Startup};
 use crate::prelude::Greeting;
 
 mod account;
+mod backend_keys;
+mod backend_tls;
 mod checks;
 mod decode;
 mod diff;
@@ -47,6 +49,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use backend_tls::{BackendTls, ClientCertificate};
 pub use diff::{Change, diff, fixed};
 pub use dns::{DnsConfig, DnsFamily};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};

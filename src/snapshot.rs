@@ -136,7 +136,7 @@ impl Snapshot {
             let backends = route.action.backends().and_then(|to| {
                 let pool = pools.find(&to.upstream.name)?;
                 Some(Backends {
-                    upstream: Upstream::new(pool, to, resolver),
+                    upstream: Upstream::new(pool, (&route.name, to), resolver, registry),
                     route: Arc::clone(&route.name),
                     proxy_protocol: to.proxy_protocol,
                     idle: IdleLimits { open: to.idle_timeout, half_closed: to.half_closed_timeout },

@@ -3,6 +3,7 @@
 mod acceptor;
 pub mod certs;
 mod client_auth;
+mod connector;
 mod crew;
 mod handshake;
 pub mod inspect;
@@ -13,6 +14,7 @@ mod stream;
 
 pub use acceptor::{Acceptor, AcceptorError, Acceptors, Watching};
 pub use client_auth::{ClientAuthError, Subject};
+pub use connector::{Connector, Whom};
 pub use crew::Crew;
 pub use handshake::{Handshake, HandshakeError};
 pub use metrics::HandshakeMetrics;

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::config::{Balance, ClientKey, Config, PassthroughConfig};
 use crate::net::{OwnListeners, Socket, UpstreamAddr};
 use crate::telemetry::Registry;
+use crate::tls::{Handshake, HandshakeError};
 
 pub mod balance;
 mod connect;
@@ -38,6 +39,7 @@ mod retries;
 mod vet;
 
 pub use connect::Caller;
+use connect::Securing;
 pub use endpoint::{Endpoint, Lease, Target};
 pub use forward::Forward;
 pub use operate::{Changed, Warning};
@@ -67,6 +69,8 @@ pub struct Upstream {
     transparent: bool,
     /// Where clients name the server: how it is found.
     forward: Option<Forward>,
+    /// How TLS is spoken with endpoints, where it is.
+    securing: Option<Securing>,
 }
 
 /// A connection to a backend.
@@ -74,6 +78,8 @@ pub struct Upstream {
 pub struct UpstreamConn {
     /// The stream.
     pub stream: Socket,
+    /// TLS over it, of backends that speak that: the handshake, which is over.
+    pub tls: Option<Box<Handshake>>,
     /// How much of the first bytes it has taken.
     pub sent: usize,
     /// The endpoint, which counts it.
@@ -108,6 +114,15 @@ pub enum ConnectError {
     /// The backend or a host on the way said no.
     #[error("the backend refused")]
     Refused(#[source] io::Error),
+    /// Its certificate is not good.
+    #[error("the backend's certificate is not good")]
+    Certificate(#[source] HandshakeError),
+    /// It was connected to, and TLS could not be agreed on.
+    #[error("no TLS with the backend")]
+    Handshake(#[source] HandshakeError),
+    /// It was connected to, and TLS was not agreed on in time.
+    #[error("no TLS with the backend in time")]
+    HandshakeTimeout,
     /// It is of another family than the client, from whose address it was to be connected to.
     #[error("the backend is of another family than the client")]
     Family,
@@ -223,8 +238,13 @@ impl fmt::Display for Warning {
 }
 
 impl Upstream {
-    /// `pool` as a route uses it.
-    pub fn new(pool: &Arc<Pool>, config: &PassthroughConfig, resolver: &mut Resolver) -> Self {
+    /// `pool` as the route of this name uses it.
+    pub fn new(
+        pool: &Arc<Pool>,
+        (route, config): (&str, &PassthroughConfig),
+        resolver: &mut Resolver,
+        registry: &Registry,
+    ) -> Self {
         let named = config.upstream.server_name();
         let forward = named.map(|_| pool.forward(resolver.on_demand(), config.internal.clone()));
         Self {
@@ -233,13 +253,20 @@ impl Upstream {
             answer_timeout: config.answer_timeout,
             transparent: config.transparent.is_some(),
             forward,
+            securing: Securing::new(pool, route, registry),
         }
+    }
+
+    /// Whether TLS is spoken with its endpoints.
+    pub fn speaks_tls(&self) -> bool {
+        self.securing.is_some()
     }
 
     /// Whether it matters which server name a client asks for.
     pub fn tells_names_apart(&self) -> bool {
         let config = self.pool.config();
         self.forward.is_some()
+            || self.securing.is_some()
             || matches!(config.balance, Balance::Hash { on: ClientKey::Sni, .. })
             || matches!(config.sticky, Some((ClientKey::Sni, _)))
     }
@@ -247,8 +274,19 @@ impl Upstream {
 
 impl ConnectError {
     /// The words for what an attempt at an endpoint fails by.
-    const REASONS: [&str; 8] =
-        ["timeout", "unanswered", "refused", "family", "loop", "blocked", "dns", "resource"];
+    const REASONS: [&str; 11] = [
+        "timeout",
+        "unanswered",
+        "refused",
+        "backend_certificate",
+        "backend_handshake",
+        "backend_handshake_timeout",
+        "family",
+        "loop",
+        "blocked",
+        "dns",
+        "resource",
+    ];
 
     /// The word for it.
     pub fn reason(&self) -> &'static str {
@@ -257,6 +295,9 @@ impl ConnectError {
             Self::Timeout => "timeout",
             Self::Unanswered => "unanswered",
             Self::Refused(_) => "refused",
+            Self::Certificate(_) => "backend_certificate",
+            Self::Handshake(_) => "backend_handshake",
+            Self::HandshakeTimeout => "backend_handshake_timeout",
             Self::Family => "family",
             Self::Loop => "loop",
             Self::Blocked(_) => "blocked",

@@ -9,8 +9,8 @@ use anyhow::{Context, bail};
 
 use super::{ConfigArg, Exit, load, print};
 use crate::config::{
-    ActionConfig, CertificateStore, ClientAuthMode, Config, LimitConfig, Limits, PassthroughConfig,
-    RejectWith, TerminateConfig, TlsPolicy,
+    ActionConfig, BackendTls, CertificateStore, ClientAuthMode, Config, LimitConfig, Limits,
+    PassthroughConfig, RejectWith, TerminateConfig, TlsPolicy, Verify,
 };
 use crate::guard::Acl;
 use crate::peek::{
@@ -304,11 +304,17 @@ fn ends(out: &mut String, tls: &TlsPolicy) {
 
 /// Where a connection leads.
 fn destination(out: &mut String, config: &Config, passthrough: &PassthroughConfig) {
-    let backends: Vec<_> = passthrough.upstream.addresses().map(ToString::to_string).collect();
+    let tls = passthrough.upstream.tls.as_ref();
+    let scheme = if tls.is_some() { "tls://" } else { "" };
+    let backends: Vec<_> =
+        passthrough.upstream.addresses().map(|address| format!("{scheme}{address}")).collect();
     let _ = match passthrough.upstream.server_name() {
         Some(port) => writeln!(out, "backend   the server that the client names, at port {port}"),
         None => writeln!(out, "backends  {} in turn, the next one when a connect fails", backends.join(", ")),
     };
+    if let Some(tls) = tls {
+        backend_tls(out, tls);
+    }
     let _ = writeln!(
         out,
         "timeouts  hello {:?}, connect {:?}, answer {}, idle {:?}, half-closed {:?}",
@@ -318,6 +324,31 @@ fn destination(out: &mut String, config: &Config, passthrough: &PassthroughConfi
         passthrough.idle_timeout,
         passthrough.half_closed_timeout
     );
+}
+
+/// How TLS is spoken with the backends.
+fn backend_tls(out: &mut String, tls: &BackendTls) {
+    let signed = match &tls.verify {
+        Verify::Off => "any certificate".to_owned(),
+        Verify::Roots(roots) => match &roots.file {
+            None => "a certificate that this system trusts".to_owned(),
+            Some(file) => format!("a certificate signed by {}", file.display()),
+        },
+    };
+    let name = match (&tls.verify, &tls.sni) {
+        (_, Some(name)) => format!(", for {name}"),
+        (Verify::Roots(_), None) => {
+            ", for the backend's name, else the client's, else the address".to_owned()
+        }
+        (Verify::Off, None) => String::new(),
+    };
+    let pins = match tls.pins.len() {
+        0 => String::new(),
+        1 => ", with the pinned key".to_owned(),
+        pins => format!(", with one of {pins} pinned keys"),
+    };
+    let shown = if tls.certificate.is_some() { ", shown one of ours" } else { "" };
+    let _ = writeln!(out, "to them   TLS {} or newer, {signed}{name}{pins}{shown}", tls.min_version);
 }
 
 fn trace(out: &mut String, step: Step<'_>) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::account::{GroupEntry, UserEntry};
+use super::backend_keys::{BackendAddr, BackendTls};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
 use super::dns::Unlimited;
@@ -21,7 +22,7 @@ use super::values::{
     RedirectWord, ReloadOn, RouteName, SniWord, VariableName, WordOr,
 };
 use super::{AdminAddr, DnsFamily, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
-use crate::net::{ListenAddr, ProxyVersion, UpstreamAddr};
+use crate::net::{ListenAddr, ProxyVersion};
 use crate::peek::{Pattern, ServerName};
 
 shape! {
@@ -289,8 +290,9 @@ shape! {
     struct Upstream {
         /// The name that routes, logs and metrics use.
         name: UpstreamName = required,
-        /// Backends: `host:port`, `unix:/path`, or tables of an `address` and what there is to say of it.
-        to: OneOrMany<Either<UpstreamAddr, Backend>> = required,
+        /// Backends: `host:port`, `unix:/path`, either with `tls://` before it for a backend that speaks TLS, or tables of an
+        /// `address` and what there is to say of it.
+        to: OneOrMany<Either<BackendAddr, Backend>> = required,
         /// How a backend is chosen: `round_robin`, `least_connections`, `p2c`, `random`, `first` or `hash`.
         balance: Either<BalanceWord, Balance>,
         /// How long a client stays with its backend after its last connection.
@@ -309,14 +311,16 @@ shape! {
         retry_budget: WordOr<Off, Percent>,
         /// How backends are checked: `tcp`, `tls`, `http`, `https`, `postgres`, `mysql`, `redis`, `ssh`, `smtp`, or `off`.
         health: Either<HealthWord, Health>,
+        /// How TLS is spoken with backends that are written with `tls://`.
+        backend_tls: BackendTls,
     }
 }
 
 shape! {
     /// A backend.
     struct Backend {
-        /// Where it is: `host:port`, or `unix:/path`.
-        address: UpstreamAddr = required,
+        /// Where it is: `host:port`, or `unix:/path`; with `tls://` before it for one that speaks TLS.
+        address: BackendAddr = required,
         /// Its share beside the others; with 0 it gets no new connections.
         weight: Whole<0, { MAX_WEIGHT }>,
         /// Backends of a higher tier get connections only while none of a lower one is available.
@@ -402,8 +406,9 @@ shape! {
         /// TLS that ends here, with certificates from `files`, `self-signed` ones, or what a table says; without it streams are passed
         /// through as they are.
         tls: Either<CertificatesFrom, Tls>,
-        /// Backends: `host:port`, `unix:/path`, or tables of an `address` and what there is to say of it.
-        to: OneOrMany<Either<UpstreamAddr, Backend>>,
+        /// Backends: `host:port`, `unix:/path`, either with `tls://` before it for a backend that speaks TLS, or tables of an
+        /// `address` and what there is to say of it.
+        to: OneOrMany<Either<BackendAddr, Backend>>,
         /// The `[[upstream]]` that it leads to, in place of `to`.
         upstream: UpstreamName,
         /// How a backend is chosen: `round_robin`, `least_connections`, `p2c`, `random`, `first` or `hash`.
@@ -424,6 +429,8 @@ shape! {
         retry_budget: WordOr<Off, Percent>,
         /// How backends are checked: `tcp`, `tls`, `http`, `https`, `postgres`, `mysql`, `redis`, `ssh`, `smtp`, or `off`.
         health: Either<HealthWord, Health>,
+        /// How TLS is spoken with backends that are written with `tls://`.
+        backend_tls: BackendTls,
         /// With `to = "sni:…"`: networks that servers may be in although they are not the public's.
         internal: OneOrMany<IpNet>,
         /// Refuse the connection, and how.
@@ -455,7 +462,7 @@ shape! {
 
 /// What a group of backends says of all of them, be it written in an `[[upstream]]` or in a route.
 pub(super) struct PoolKeys<'f> {
-    pub(super) to: &'f Setting<OneOrMany<Either<UpstreamAddr, Backend>>>,
+    pub(super) to: &'f Setting<OneOrMany<Either<BackendAddr, Backend>>>,
     pub(super) balance: &'f Setting<Either<BalanceWord, Balance>>,
     pub(super) sticky: &'f Setting<Either<WordOr<Off, Duration>, Sticky>>,
     pub(super) slow_start: &'f Setting<WordOr<Off, Duration>>,
@@ -465,6 +472,7 @@ pub(super) struct PoolKeys<'f> {
     pub(super) on_down: &'f Setting<OnDown>,
     pub(super) retry_budget: &'f Setting<WordOr<Off, Percent>>,
     pub(super) health: &'f Setting<Either<HealthWord, Health>>,
+    pub(super) backend_tls: &'f Setting<BackendTls>,
 }
 
 /// For both shapes that have these keys.
@@ -488,7 +496,8 @@ pool_keys!(
     eject,
     on_down,
     retry_budget,
-    health
+    health,
+    backend_tls
 );
 pool_keys!(
     Route,
@@ -501,7 +510,8 @@ pool_keys!(
     eject,
     on_down,
     retry_budget,
-    health
+    health,
+    backend_tls
 );
 
 impl PoolKeys<'_> {
@@ -517,6 +527,7 @@ impl PoolKeys<'_> {
             ("on_down", self.on_down.place()),
             ("retry_budget", self.retry_budget.place()),
             ("health", self.health.place()),
+            ("backend_tls", self.backend_tls.place()),
         ];
         all.into_iter().filter_map(|(key, place)| Some((key, place?)))
     }
@@ -533,5 +544,6 @@ impl PoolKeys<'_> {
             || self.on_down.is_bad()
             || self.retry_budget.is_bad()
             || self.health.is_bad()
+            || self.backend_tls.is_bad()
     }
 }

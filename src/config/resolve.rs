@@ -1,6 +1,10 @@
 //! From the shapes of all files to [`Config`]: defaults filled in, every error collected.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
 
 use super::decode::{At, Either, Setting};
 use super::error::{ConfigError, ConfigErrors, ErrorKind};
@@ -12,6 +16,7 @@ use super::{AdminAddr, Config, Effective, Origin};
 pub(super) use listeners::own;
 
 mod admin;
+mod backend_tls;
 mod cases;
 mod dns;
 mod dynamic;
@@ -28,7 +33,7 @@ mod upstreams;
 /// Resolves everything that was read.
 pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
     let Sources { files, errors, incomplete, damaged, top } = sources;
-    let mut out = Output { errors, effective: Vec::new() };
+    let mut out = Output { errors, effective: Vec::new(), system: OnceCell::new() };
     let input = Input { files, incomplete, top };
     let listeners = listeners::resolve(&input, &mut out);
     let mut settings = settings::resolve(&input, &listeners, &mut out);
@@ -89,6 +94,8 @@ struct Input {
 struct Output {
     errors: Vec<ConfigError>,
     effective: Vec<Effective>,
+    /// The authorities of this system, once they were asked for: all that trust them share these.
+    system: OnceCell<Arc<[CertificateDer<'static>]>>,
 }
 
 impl Input {

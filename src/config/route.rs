@@ -204,7 +204,9 @@ impl fmt::Display for ActionConfig {
         match self {
             Self::Passthrough(to) | Self::Terminate(TerminateConfig { to, .. }) => {
                 let ends = if matches!(self, Self::Terminate(_)) { " (TLS ends here)" } else { "" };
-                let to = to.upstream.addresses().map(ToString::to_string).collect::<Vec<_>>();
+                let scheme = if to.upstream.tls.is_some() { "tls://" } else { "" };
+                let to =
+                    to.upstream.addresses().map(|address| format!("{scheme}{address}")).collect::<Vec<_>>();
                 write!(f, "{}{ends}", to.join(", "))
             }
             Self::Redirect => f.write_str("redirect (https)"),

@@ -3,6 +3,7 @@ use std::fs;
 
 use super::*;
 
+mod backend_tls;
 mod forward;
 mod hostile;
 mod upstreams;

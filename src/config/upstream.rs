@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::backend_tls::BackendTls;
 use super::decode::{Problem, Text, quote, word};
 use super::error::ErrorKind;
 use super::health::HealthConfig;
@@ -38,6 +39,8 @@ pub struct UpstreamConfig {
     pub name: Arc<str>,
     /// The backends; never empty.
     pub backends: Vec<BackendConfig>,
+    /// How TLS is spoken with all of them; `None`: it is not.
+    pub tls: Option<BackendTls>,
     /// The most connections at once of a backend that says nothing of it.
     pub max_connections: Option<u32>,
     /// How one is chosen.

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::net::{Conduit, Filled, Pipe, Socket};
-use crate::tls::TlsStream;
+use crate::tls::{Buffers, Handshake, TlsStream};
 
 /// One end of a connection.
 #[derive(Debug)]
@@ -19,6 +20,22 @@ pub(super) enum End {
 }
 
 impl End {
+    /// The end at `socket`, where it is one with the TLS that was agreed on.
+    pub(super) fn new(socket: Socket, tls: Option<Box<Handshake>>, buffers: &Rc<Buffers>) -> Self {
+        match tls {
+            Some(handshake) => Self::Tls(Box::new(handshake.into_stream(socket, buffers))),
+            None => Self::Plain(socket),
+        }
+    }
+
+    /// The protocol inside TLS that was agreed on.
+    pub(super) fn alpn(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.negotiated().alpn,
+        }
+    }
+
     /// What it is read from.
     pub(super) fn socket(&self) -> &Socket {
         match self {

@@ -106,15 +106,24 @@ pub(super) async fn connect<'a>(
     record.connecting();
     // Where something is played to the backend, the hello has its time later.
     let hello = replay.as_ref().map(|replay| std::mem::replace(&mut said, replay.opening()));
-    if let Err(why) = announce(&mut said, stream.socket(), &told, backends, record) {
-        return Err(Alone { stream, refusal, why });
-    }
+    let header = match announce(&mut said, stream.socket(), &told, backends, record) {
+        Ok(header) => header,
+        Err(why) => return Err(Alone { stream, refusal, why }),
+    };
+    // What clients say goes inside TLS, once that is agreed on: until then a backend is sent the header and nothing else.
+    let first = if backends.upstream.speaks_tls() { header } else { said.len() };
     let connected = {
         let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();
-        let server_name = server_name.as_ref().map(ServerName::as_str);
-        let (client, ends_as_one) = (record.client().ip(), record.is_tls());
-        let caller = Caller { client, server_name, socket: stream.socket(), ends_as_one, may_move };
-        backends.upstream.connect(&said, caller, &cx.reactor, timer).await
+        let caller = Caller {
+            client: record.client().ip(),
+            server_name: server_name.as_ref().map(ServerName::as_str),
+            socket: stream.socket(),
+            ends_as_one: record.is_tls(),
+            may_move,
+            alpn: stream.alpn(),
+            buffers: &cx.tls,
+        };
+        backends.upstream.connect(said.get(..first).unwrap_or_default(), caller, &cx.reactor, timer).await
     };
     let mut connection = match connected {
         Ok(connection) => connection,
@@ -131,7 +140,9 @@ pub(super) async fn connect<'a>(
             return Err(Alone { stream, refusal, why });
         }
     }
-    if protocol == Protocol::Postgres && connection.named.is_none() {
+    // A request to cancel comes in clear, with a secret of the session: it is not for the network behind TLS.
+    let may_cancel = connection.named.is_none() && connection.tls.is_none();
+    if protocol == Protocol::Postgres && may_cancel {
         let endpoint = Arc::clone(connection.lease.endpoint());
         let route = Arc::clone(&backends.route);
         let server = Server { endpoint, route, proxy_protocol: backends.proxy_protocol };
@@ -141,23 +152,27 @@ pub(super) async fn connect<'a>(
     record.hello_passed_on();
     let throttle = counted.permit.throttle(Instant::now());
     let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
-    let ends = Ends { client: stream, upstream: connection.stream.into(), whole: false };
+    let upstream = End::new(connection.stream, connection.tls, &cx.tls);
+    let ends = Ends { client: stream, upstream, whole: false };
     Ok(Established { ends, relay, _counted: counted })
 }
 
 /// Puts the header that the backend is to be sent before what is `said`: in one piece with the hello it is one write, and one segment.
+/// Gives its length.
 fn announce(
     said: &mut Vec<u8>,
     stream: &Socket,
     told: &Told,
     backends: &Backends,
     record: &ConnRecord,
-) -> Result<(), Termination> {
-    let Some(version) = backends.proxy_protocol else { return Ok(()) };
+) -> Result<usize, Termination> {
+    let Some(version) = backends.proxy_protocol else { return Ok(0) };
     let destination = told.destination.map_or_else(|| stream.local_addr(), Ok);
     let destination = destination.map_err(|error| Termination::from(&ConnectError::Resource(error)))?;
-    said.splice(..0, record.header(version, destination, &told.hops));
-    Ok(())
+    let header = record.header(version, destination, &told.hops);
+    let len = header.len();
+    said.splice(..0, header);
+    Ok(len)
 }
 
 /// Plays what comes before TLS to the backend, and sends it the hello.

@@ -193,10 +193,13 @@ impl From<&ConnectError> for Termination {
         let cause = match error {
             ConnectError::NoEndpoint
             | ConnectError::Refused(_)
+            | ConnectError::Certificate(_)
+            | ConnectError::Handshake(_)
             | ConnectError::RetryBudget
             | ConnectError::Full => Cause::Upstream,
             ConnectError::Timeout
             | ConnectError::Unanswered
+            | ConnectError::HandshakeTimeout
             | ConnectError::Dns(_)
             | ConnectError::QueueTimeout => Cause::UpstreamTimeout,
             ConnectError::Gone => Cause::Client,
@@ -240,6 +243,8 @@ impl From<&Fault> for Termination {
         let broken = match fault.error.kind() {
             // TLS that was cut off, or that is none any more.
             io::ErrorKind::UnexpectedEof => Some("truncated"),
+            // A server of TLS 1.3 judges the certificate that it is shown only once it is spoken to.
+            io::ErrorKind::InvalidData if is_alert(&fault.error) => Some("alert"),
             io::ErrorKind::InvalidData => Some("bad_record"),
             _ => None,
         };
@@ -255,6 +260,12 @@ impl From<&Fault> for Termination {
         };
         Self::new(cause, Stage::Relay, reason)
     }
+}
+
+/// Whether the peer has said that it ends the session, and not in peace.
+fn is_alert(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::AlertReceived(_)))
 }
 
 impl Cause {

@@ -66,9 +66,12 @@ fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let lists = limits.allow_files.iter().chain(&limits.deny_files).map(|list| folder(&list.path));
     let of_routes = config.routes.iter().filter_map(|route| Some(&route.action.backends()?.upstream));
     let upstreams = config.upstreams.iter().chain(of_routes);
-    let roots = upstreams.filter_map(|upstream| upstream.health.as_ref()?.check.tls()?.verify.file());
+    let of_upstreams = upstreams.flat_map(|upstream| {
+        let roots = upstream.health.as_ref().and_then(|health| health.check.tls()?.verify.file());
+        roots.into_iter().chain(upstream.tls.iter().flat_map(|tls| tls.files()))
+    });
     let certificates = config.routes.iter().flat_map(certificate_folders);
-    files.chain(certificates).chain(lists).chain(roots.map(folder)).chain(SYSTEM.map(PathBuf::from)).collect()
+    files.chain(certificates).chain(lists).chain(of_upstreams.map(folder)).chain(SYSTEM.map(PathBuf::from)).collect()
 }
 
 /// Where this process keeps what it has made.

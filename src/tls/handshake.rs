@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, CertificateError, ClientConfig, Error, ServerConfig};
+use rustls::{AlertDescription, CertificateError, ClientConfig, Error, HandshakeKind, ServerConfig};
 use tokio::io::AsyncWriteExt;
 
 use super::session::Session;
@@ -16,6 +16,9 @@ use crate::net::Socket;
 
 /// The most that is read of a peer during its handshake, in bytes: chains of certificates of clients come to a few thousand.
 const MAX_RECEIVED: usize = 128 * 1024;
+
+/// What the first record of a server may be: an alert, or part of the handshake (RFC 8446 §5.1).
+const RECORDS: [u8; 2] = [21, 22];
 
 /// Why no handshake came of it.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +35,12 @@ pub enum HandshakeError {
     /// More was received than a handshake needs.
     #[error("the peer sent more than a handshake needs")]
     TooLarge,
-    /// The peer spoke before it was spoken to, and not TLS.
+    /// The peer, a server, spoke before it was spoken to, or not in TLS.
     #[error("the peer sent bytes before the handshake")]
     Injected,
+    /// Nothing says who the peer must be.
+    #[error("neither a name nor an address says who the peer must be")]
+    Nameless,
     /// The thread that worked on it is gone.
     #[error("the handshake was lost with its thread")]
     Lost,
@@ -51,6 +57,8 @@ pub struct Handshake {
     plain: Vec<u8>,
     taken: usize,
     ended: bool,
+    /// Whether this side speaks first.
+    speaks_first: bool,
 }
 
 impl Handshake {
@@ -62,17 +70,30 @@ impl Handshake {
         Ok(Self::new(Session::server(config)?, said))
     }
 
-    /// The client's side, which asks for `name`.
+    /// The client's side, which asks for `name` and offers the protocols of `alpn`.
     ///
     /// # Errors
     /// When the configuration cannot work.
-    pub fn connect(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, HandshakeError> {
-        Ok(Self::new(Session::client(config, name)?, Vec::new()))
+    pub fn connect(
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<Self, HandshakeError> {
+        let handshake = Self::new(Session::client(config, name, alpn)?, Vec::new());
+        Ok(Self { speaks_first: true, ..handshake })
     }
 
     fn new(session: Session, received: Vec<u8>) -> Self {
         let taken = received.len();
-        Self { session, received, reply: Vec::new(), plain: Vec::new(), taken, ended: false }
+        Self {
+            session,
+            received,
+            reply: Vec::new(),
+            plain: Vec::new(),
+            taken,
+            ended: false,
+            speaks_first: false,
+        }
     }
 
     /// Does the work that there is: hundreds of microseconds where it is to sign.
@@ -92,6 +113,10 @@ impl Handshake {
     /// # Errors
     /// When nothing came of it; [`last_words`](Self::last_words) may have to be sent.
     pub async fn finish(&mut self, socket: &mut Socket, buffers: &Buffers) -> Result<(), HandshakeError> {
+        if self.speaks_first && !socket.has_nothing_left() {
+            // Nobody in TLS speaks before the client: not the server then, or one that was not asked for TLS.
+            return Err(HandshakeError::Injected);
+        }
         loop {
             self.advance()?;
             if !self.reply.is_empty() {
@@ -108,6 +133,11 @@ impl Handshake {
         }
     }
 
+    /// Whether a session from before went on.
+    pub fn is_resumed(&self) -> bool {
+        self.session.common().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
     /// What the peer of a handshake that failed is to be told, in its own protocol.
     pub fn last_words(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.reply)
@@ -121,7 +151,11 @@ impl Handshake {
 
     async fn receive(&mut self, socket: &mut Socket, buffers: &Buffers) -> Result<(), HandshakeError> {
         let n = poll_fn(|cx| buffers.poll_receive(cx, socket, &mut self.received)).await;
+        let first = self.taken == 0;
         self.taken += n.map_err(HandshakeError::Gone)?;
+        if first && self.speaks_first && !self.received.first().is_some_and(|byte| RECORDS.contains(byte)) {
+            return Err(HandshakeError::Injected);
+        }
         if self.taken > MAX_RECEIVED { Err(HandshakeError::TooLarge) } else { Ok(()) }
     }
 }
@@ -158,6 +192,7 @@ impl HandshakeError {
             Self::Alert(_) => "handshake_alert",
             Self::TooLarge => "handshake_too_large",
             Self::Injected => "handshake_injected",
+            Self::Nameless => "handshake_nameless",
             Self::Lost => "handshake_lost",
             Self::Tls(error) => match error {
                 Error::PeerIncompatible(_) => "handshake_incompatible",
@@ -171,6 +206,20 @@ impl HandshakeError {
                 _ => "handshake_failed",
             },
         }
+    }
+}
+
+impl HandshakeError {
+    /// Whether it is the peer's certificate, or that it has shown none.
+    pub fn is_certificate(&self) -> bool {
+        matches!(
+            self,
+            Self::Tls(
+                Error::InvalidCertificate(_)
+                    | Error::InvalidCertRevocationList(_)
+                    | Error::NoCertificatesPresented
+            )
+        )
     }
 }
 

@@ -87,7 +87,8 @@ fn provider(policy: &TlsPolicy) -> CryptoProvider {
     }
 }
 
-fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+/// Those from `min` on.
+pub(super) fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     const ALL: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
     const MODERN: &[&SupportedProtocolVersion] = &[&version::TLS13];
     match min {

@@ -59,12 +59,17 @@ impl Session {
         Ok(Self { side: Side::Server(UnbufferedServerConnection::new(config)?), barren: 0 })
     }
 
-    /// The client's side, which asks for `name`.
+    /// The client's side, which asks for `name` and offers these protocols.
     ///
     /// # Errors
     /// When the configuration cannot work.
-    pub(super) fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
-        Ok(Self { side: Side::Client(UnbufferedClientConnection::new(config, name)?), barren: 0 })
+    pub(super) fn client(
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        alpn: Vec<Vec<u8>>,
+    ) -> Result<Self, Error> {
+        let session = UnbufferedClientConnection::new_with_alpn(config, name, alpn)?;
+        Ok(Self { side: Side::Client(session), barren: 0 })
     }
 
     /// Takes in what was received: hands on plaintext, and appends to `reply` what is to be sent.

@@ -15,9 +15,13 @@ use super::members::{SEED, Shortage, Wanted};
 use super::{ConnectError, ConnectFailure, LookupError, Pool, Upstream, UpstreamConn};
 use crate::config::{Balance, ClientKey};
 use crate::net::{Moment, Place, Reactor, Socket, Timer, connect};
+use crate::tls::{Buffers, Handshake};
 
 mod answer;
 mod race;
+mod secure;
+
+pub(super) use secure::Securing;
 
 /// Attempts together may take as long as so many: enough for two endpoints that say nothing, whether they are not
 /// connected to or do not answer; endpoints that refuse at once cost no time.
@@ -36,12 +40,16 @@ pub struct Caller<'a> {
     pub ends_as_one: bool,
     /// Whether another endpoint may be sent the same first bytes while there is no answer.
     pub may_move: bool,
+    /// The protocol inside TLS that was agreed on with it, where that has ended here.
+    pub alpn: Option<&'a [u8]>,
+    /// Where records of TLS with endpoints are taken apart.
+    pub buffers: &'a Buffers,
 }
 
 /// The search of one connection for an endpoint that can be connected to.
 struct Search<'a, 't> {
     upstream: &'a Upstream,
-    /// What the client has said already.
+    /// What endpoints are sent at once.
     first: &'a [u8],
     /// The address to connect from, when it is not to be this host's own.
     source: Option<IpAddr>,
@@ -58,13 +66,20 @@ struct Search<'a, 't> {
     timer: &'a mut Timer<'t>,
 }
 
-/// A connection that was made.
-struct Connected {
+/// A connection that was made, as far as TCP goes.
+struct Reached {
     stream: Socket,
     /// How much of the first bytes it has taken.
     sent: usize,
     /// Where that is, of a server that the client names.
     named: Option<SocketAddr>,
+}
+
+/// A connection that can be used.
+struct Connected {
+    reached: Reached,
+    /// The TLS over it.
+    tls: Option<Box<Handshake>>,
     lease: Lease,
 }
 
@@ -87,7 +102,7 @@ impl Caller<'_> {
 }
 
 impl Upstream {
-    /// Connects to an endpoint and sends what it takes at once of `first`; when that fails, or no answer comes in time where
+    /// Connects to an endpoint and sends what it takes at once of `first`, all of it where TLS is then agreed on; when that fails, or no answer comes in time where
     /// `caller` may move, to the next one, until each was tried once or the time for all attempts is over. While all have as
     /// many connections as they may, it waits in the queue of the pool, if there is one. Cancel safe.
     ///
@@ -101,8 +116,10 @@ impl Upstream {
         timer: &mut Timer<'_>,
     ) -> Result<UpstreamConn, ConnectFailure> {
         let start = Instant::now();
-        let answer = self.answer_timeout.filter(|_| caller.may_move);
-        let each = self.connect_timeout.max(answer.unwrap_or_default());
+        // In TLS an endpoint has answered with its handshake.
+        let answer = self.answer_timeout.filter(|_| caller.may_move && self.securing.is_none());
+        let handshake = if self.securing.is_some() { self.connect_timeout } else { Duration::ZERO };
+        let each = (self.connect_timeout + handshake).max(answer.unwrap_or_default());
         // Added one by one: each may be rounded up.
         let budget = (0..SILENT_ATTEMPTS).fold(timer.now(), |until, _| until + each);
         let source = self.transparent.then_some(caller.client);
@@ -196,8 +213,9 @@ impl Search<'_, '_> {
                 }
             };
             next = match self.attempt(attempt).await {
-                Ok(Connected { stream, sent, named, lease }) => {
-                    let connection = UpstreamConn { stream, sent, lease, named, took: self.start.elapsed() };
+                Ok(Connected { reached: Reached { stream, sent, named }, tls, lease }) => {
+                    let took = self.start.elapsed();
+                    let connection = UpstreamConn { stream, tls, sent, lease, named, took };
                     let left = silent.take().map(|left| answer::give_up(*left));
                     let Some(other) = self.awaits_in_vain(&connection, left).await else {
                         return Ok(connection);
@@ -293,26 +311,41 @@ impl Search<'_, '_> {
             _ if endpoint.is_own() => Err(ConnectError::Loop),
             // In a box of its own, which others do not have to carry.
             Target::ServerName(port) => Box::pin(self.find(*port)).await,
-            Target::Tcp(addr) => self.reach(Place::Tcp(*addr), term).await.map(|reached| (reached, None)),
-            Target::Unix(path) => self.reach(Place::Unix(path), term).await.map(|reached| (reached, None)),
+            Target::Tcp(addr) => self.reach(Place::Tcp(*addr), term).await,
+            Target::Unix(path) => self.reach(Place::Unix(path), term).await,
         };
         match result {
-            Ok(((stream, sent), named)) => {
-                Ok(Connected { stream, sent, named, lease: attempt.succeeded(term.began) })
-            }
+            Ok(reached) => self.complete(attempt, reached, term).await,
             Err(error) => Err(self.failed(attempt, term, error)),
         }
     }
 
-    /// Tries the addresses of the server that the client names; gives the one that it was, too.
-    async fn find(&mut self, port: u16) -> Result<((Socket, usize), Option<SocketAddr>), ConnectError> {
+    /// What was reached, once it can be used.
+    async fn complete(
+        &mut self,
+        attempt: Attempt,
+        mut reached: Reached,
+        term: Term,
+    ) -> Result<Connected, ConnectError> {
+        if self.upstream.securing.is_none() {
+            return Ok(Connected { reached, tls: None, lease: attempt.succeeded(term.began) });
+        }
+        let whole = self.term().whole;
+        match Box::pin(self.secure(&mut reached, attempt.endpoint())).await {
+            Ok(tls) => Ok(Connected { reached, tls, lease: attempt.succeeded(term.began) }),
+            Err(error) => Err(self.failed(attempt, Term { whole, ..term }, error)),
+        }
+    }
+
+    /// Tries the addresses of the server that the client names.
+    async fn find(&mut self, port: u16) -> Result<Reached, ConnectError> {
         let Some((forward, name)) = self.named else { return Err(ConnectError::NoEndpoint) };
         let until = self.term().until;
         let found = self.timer.timeout_at(until, forward.find(name, port)).await;
         let mut last = ConnectError::NoEndpoint;
         for addr in found.unwrap_or(Err(ConnectError::Dns(LookupError::Timeout)))? {
             match self.reach(Place::Tcp(addr), self.term()).await {
-                Ok(reached) => return Ok((reached, Some(addr))),
+                Ok(reached) => return Ok(Reached { named: Some(addr), ..reached }),
                 Err(error) => last = error,
             }
             if self.is_over() {
@@ -323,11 +356,11 @@ impl Search<'_, '_> {
     }
 
     /// Tries one address.
-    async fn reach(&mut self, place: Place<'_>, term: Term) -> Result<(Socket, usize), ConnectError> {
+    async fn reach(&mut self, place: Place<'_>, term: Term) -> Result<Reached, ConnectError> {
         let place = from_source(place, self.source)?;
         let connecting = connect(place, self.first, self.reactor);
         match self.timer.timeout_at(term.until, connecting).await {
-            Some(Ok(connected)) => Ok(connected),
+            Some(Ok((stream, sent))) => Ok(Reached { stream, sent, named: None }),
             Some(Err(error)) => Err(ConnectError::from_io(error)),
             None => Err(ConnectError::Timeout),
         }

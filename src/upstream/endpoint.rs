@@ -364,8 +364,8 @@ impl Attempt {
         let endpoint = &self.lease.endpoint;
         endpoint.count_failure(error);
         let blamed = match error {
-            ConnectError::Timeout => whole,
-            ConnectError::Refused(_) => true,
+            ConnectError::Timeout | ConnectError::HandshakeTimeout => whole,
+            ConnectError::Refused(_) | ConnectError::Certificate(_) | ConnectError::Handshake(_) => true,
             // Nothing that the endpoint could do about; or counted elsewhere, once it is connected to.
             ConnectError::NoEndpoint
             | ConnectError::Unanswered

@@ -24,9 +24,10 @@ use super::operator::{Operator, Standing, Stated};
 use super::queue::Queue;
 use super::resolve::{Found, OnDemand, Resolver, Watched};
 use super::retries::Retries;
-use crate::config::{BackendConfig, Balance, OnDown, UpstreamConfig};
+use crate::config::{BackendConfig, BackendTls, Balance, OnDown, UpstreamConfig};
 use crate::net::{OwnListeners, UpstreamAddr};
 use crate::telemetry::{Family, Registry};
+use crate::tls::Connector;
 
 const CONNECT_TIME: Family = Family {
     name: "portcullis_upstream_connect_duration_seconds",
@@ -68,6 +69,8 @@ pub struct Pool {
     config: Arc<UpstreamConfig>,
     zone: Option<Arc<str>>,
     own: Arc<OwnListeners>,
+    /// How TLS is spoken with its endpoints, where it is.
+    connector: Option<Arc<Connector>>,
     /// What outlives generations.
     state: Arc<PoolState>,
     /// Those of the backends that are names.
@@ -148,6 +151,7 @@ impl Pool {
             config: Arc::clone(config),
             zone: zone.cloned(),
             own: Arc::clone(own),
+            connector: config.tls.as_ref().map(|tls| connector(tls, before)),
             state,
             names: Mutex::new(names),
             members: ArcSwap::from_pointee(Members::none()),
@@ -158,6 +162,11 @@ impl Pool {
     /// How servers are found that clients name, when this pool stands for those.
     pub(super) fn forward(&self, names: OnDemand, internal: Vec<IpNet>) -> Forward {
         Forward::new(names, internal, Arc::clone(&self.own))
+    }
+
+    /// How TLS is spoken with its endpoints, where it is.
+    pub(super) fn connector(&self) -> Option<&Arc<Connector>> {
+        self.connector.as_ref()
     }
 
     /// What is written of it.
@@ -491,6 +500,12 @@ fn rank(backend: &BackendConfig, found: Option<&Found>) -> Rank {
 
 /// The hosts that have addresses `of` a family: their IPv4 ones are behind the others (RFC 6724, RFC 8305). Of a service
 /// nothing tells which addresses are those of the same host.
+/// The one of `before` while the rules are the same: with its sessions, which go on.
+fn connector(tls: &BackendTls, before: Option<&Pool>) -> Arc<Connector> {
+    let same = before.and_then(Pool::connector).filter(|connector| connector.is_of(tls));
+    same.map_or_else(|| Arc::new(Connector::new(tls)), Arc::clone)
+}
+
 fn hosts_with(targets: &[Aim], of: fn(&Target) -> bool) -> HashSet<UpstreamAddr> {
     let hosts = targets
         .iter()

@@ -17,6 +17,7 @@ mod support;
 
 mod admin_api;
 mod architecture;
+mod backend_tls;
 mod balance;
 mod census;
 mod cli;

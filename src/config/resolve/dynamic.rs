@@ -11,7 +11,7 @@ use crate::net::UpstreamAddr;
 
 /// What may be said of a backend that stands for many; all else tells backends apart, or would let the clients of one
 /// name decide about those of another.
-const KEYS: [&str; 2] = ["max_connections", "queue"];
+const KEYS: [&str; 3] = ["max_connections", "queue", "backend_tls"];
 /// Names that no list of servers has; an expression that matches all of them matches everything.
 const NOBODYS: [&str; 3] = ["a.invalid", "0.example.invalid", "xn--0-invalid.test"];
 

@@ -14,7 +14,7 @@ use super::super::decode::{At, Either, Whole, list};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::source::Place;
 use super::super::units::duration_text;
-use super::super::{Check, HealthConfig, HttpCheck, Roots, TlsCheck, Verify};
+use super::super::{BackendTls, Check, HealthConfig, HttpCheck, Roots, TlsCheck, Verify};
 use super::settings::{DAY, duration};
 use super::{Output, string, strings};
 
@@ -42,6 +42,7 @@ const OF_HTTP: [HealthWord; 2] = [HealthWord::Http, HealthWord::Https];
 pub(super) fn resolve(
     prefix: &str,
     at: Option<&At<Either<HealthWord, Health>>>,
+    backend: Option<&BackendTls>,
     out: &mut Output,
 ) -> Option<HealthConfig> {
     let key = format!("{prefix}.health");
@@ -77,7 +78,7 @@ pub(super) fn resolve(
     let proxy_protocol = header.and_then(|at| at.value.0);
     let text = proxy_protocol.map_or_else(|| string("off"), string);
     out.note(format!("{key}.proxy_protocol"), text, header.map(|at| &at.place));
-    let mut tls = || tls(&key, table, out);
+    let mut tls = || tls(&key, table, backend, out);
     let check = match word {
         HealthWord::Off => return None,
         HealthWord::Tcp => Check::Tcp,
@@ -196,14 +197,22 @@ fn http(key: &str, table: Option<&Health>, out: &mut Output) -> HttpCheck {
 }
 
 /// `None` when an error was reported.
-fn tls(key: &str, table: Option<&Health>, out: &mut Output) -> Option<TlsCheck> {
+fn tls(
+    key: &str,
+    table: Option<&Health>,
+    backend: Option<&BackendTls>,
+    out: &mut Output,
+) -> Option<TlsCheck> {
     let sni = table.and_then(|table| table.sni.given());
-    if let Some(sni) = sni {
-        out.note(format!("{key}.sni"), string(sni.value.as_str()), Some(&sni.place));
+    // What connections to backends with TLS go by, checks do too, unless they are told a name of their own.
+    let backend = backend.filter(|_| sni.is_none());
+    let name = sni.map(|at| &at.value).or_else(|| backend.and_then(|tls| tls.sni.as_ref()));
+    if let Some(name) = name {
+        out.note(format!("{key}.sni"), string(name.as_str()), sni.map(|at| &at.place));
     }
     let given = table.and_then(|table| table.verify.given());
     let verify = match given {
-        None => Some(Verify::Off),
+        None => Some(backend.filter(|tls| tls.sni.is_some()).map_or(Verify::Off, |tls| tls.verify.clone())),
         Some(at) => verify(at, out),
     };
     if let Some(verify) = &verify {
@@ -211,7 +220,7 @@ fn tls(key: &str, table: Option<&Health>, out: &mut Output) -> Option<TlsCheck> 
     }
     let bad = table.is_some_and(|table| table.sni.is_bad());
     if let Some(at) = given
-        && sni.is_none()
+        && name.is_none()
         && !bad
         && at.value != VerifyWord::Off
     {
@@ -222,23 +231,22 @@ fn tls(key: &str, table: Option<&Health>, out: &mut Output) -> Option<TlsCheck> 
     let warning = table.and_then(|table| table.expiry_warning.given());
     let key = format!("{key}.expiry_warning");
     let expiry_warning = duration(&key, warning, EXPIRY_WARNING, EXPIRY_WARNING_MAX, out);
-    Some(TlsCheck { sni: sni.map(|at| at.value.clone()), verify: verify?, expiry_warning })
+    Some(TlsCheck { sni: name.cloned(), verify: verify?, expiry_warning })
 }
 
 /// Reads the certificates of the authorities; `None` when an error was reported.
-fn verify(at: &At<VerifyWord>, out: &mut Output) -> Option<Verify> {
+pub(super) fn verify(at: &At<VerifyWord>, out: &mut Output) -> Option<Verify> {
     let (file, certificates) = match &at.value {
         VerifyWord::Off => return Some(Verify::Off),
-        VerifyWord::System => (None, Ok(rustls_native_certs::load_native_certs().certs)),
-        VerifyWord::File(path) => (Some(Arc::from(path.as_path())), read(path)),
+        VerifyWord::System => {
+            let all = out.system.get_or_init(|| usable(rustls_native_certs::load_native_certs().certs));
+            (None, Ok(Arc::clone(all)))
+        }
+        VerifyWord::File(path) => (Some(Arc::from(path.as_path())), read(path).map(usable)),
     };
-    // What rustls does not understand it cannot trust; systems have some such.
-    let good = |certificate: &CertificateDer<'_>| RootCertStore::empty().add(certificate.clone()).is_ok();
-    let certificates: Result<Vec<_>, _> =
-        certificates.map(|all: Vec<_>| all.into_iter().filter(good).collect());
     let (message, hint) = match certificates {
         Ok(certificates) if !certificates.is_empty() => {
-            return Some(Verify::Roots(Roots { file, certificates: certificates.into() }));
+            return Some(Verify::Roots(Roots { file, certificates }));
         }
         Ok(_) if file.is_none() => (
             "this system has no certificates of authorities".to_owned(),
@@ -254,6 +262,12 @@ fn verify(at: &At<VerifyWord>, out: &mut Output) -> Option<Verify> {
     };
     out.report(ConfigError::new(ErrorKind::BadValue, message).at(&at.place).hint(hint));
     None
+}
+
+/// What rustls does not understand it cannot trust; systems have some such.
+fn usable(certificates: Vec<CertificateDer<'static>>) -> Arc<[CertificateDer<'static>]> {
+    let good = |certificate: &CertificateDer<'_>| RootCertStore::empty().add(certificate.clone()).is_ok();
+    certificates.into_iter().filter(good).collect()
 }
 
 fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, rustls::pki_types::pem::Error> {

@@ -17,7 +17,7 @@ use super::super::{
     RejectWith, RouteConfig, RouteKey, TerminateConfig, Timeouts, UpstreamConfig,
 };
 use super::upstreams::{self, Upstreams, Written};
-use super::{Input, Output, dynamic, inside, settings, string, strings, tls, transparent};
+use super::{Input, Output, backend_tls, dynamic, inside, settings, string, strings, tls, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::{Patterns, Protocol};
 
@@ -116,6 +116,10 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         }
         (action, _) => action,
     };
+    let to = route.to.place().or(route.upstream.place());
+    if !backend_tls::check_route(&action, &keys, to, out) {
+        return None;
+    }
     let alpn = &route.alpn;
     let conditions = Conditions {
         listeners,

@@ -188,7 +188,7 @@ fn sources(values: &OneOrMany<Either<CertificatePath, CertificatePair>>) -> Opti
 }
 
 /// The path, of the folder of the file that it is written in.
-fn beside(path: &CertificatePath, place: &Place) -> PathBuf {
+pub(super) fn beside(path: &CertificatePath, place: &Place) -> PathBuf {
     place.file().name().parent().unwrap_or(Path::new("")).join(&path.0)
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::backend_keys::BackendAddr;
 use super::super::decode::{At, Either, Setting, list, quote, similar};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{Backend, PoolKeys, Upstream};
@@ -13,7 +14,7 @@ use super::super::upstream::{BalanceWord, Percent, UpstreamName};
 use super::super::{
     BackendConfig, Balance, ClientKey, EjectConfig, ListenerConfig, OnDown, QueueConfig, UpstreamConfig,
 };
-use super::{Input, Output, dynamic, health, inner, listeners, settings, string, strings};
+use super::{Input, Output, backend_tls, dynamic, health, inner, listeners, settings, string, strings};
 use crate::net::UpstreamAddr;
 
 /// How long a connection waits for room when nothing is said.
@@ -123,16 +124,13 @@ impl Upstreams {
     }
 }
 
-fn address(backend: &Either<UpstreamAddr, Backend>) -> Option<&UpstreamAddr> {
-    match backend {
-        Either::Short(address) => Some(address),
-        Either::Table(table) => table.address.given().map(|at| &at.value),
-    }
+fn address(backend: &Either<BackendAddr, Backend>) -> Option<&UpstreamAddr> {
+    backend_tls::written(backend).map(|backend| &backend.address)
 }
 
 /// Reports addresses that stand twice, and those of own listeners. Gives them with their places.
 pub(super) fn check_backends(
-    to: &Setting<super::super::decode::OneOrMany<Either<UpstreamAddr, Backend>>>,
+    to: &Setting<super::super::decode::OneOrMany<Either<BackendAddr, Backend>>>,
     listeners: &[ListenerConfig],
     out: &mut Output,
 ) -> Option<Vec<(UpstreamAddr, Place)>> {
@@ -162,7 +160,7 @@ pub(super) fn keys_to_config(
     out: &mut Output,
 ) -> Option<UpstreamConfig> {
     let to = keys.to.given()?;
-    let addresses: Vec<_> = to.value.0.iter().filter_map(|at| address(&at.value)).collect();
+    let addresses: Vec<_> = to.value.0.iter().filter_map(|at| backend_tls::written(&at.value)).collect();
     let place = to.value.0.first().map(|at| &at.place);
     out.note(format!("{prefix}.to"), strings(addresses.iter()), place);
     let limit = keys.max_connections.given().and_then(|at| at.value.0).map(|limit| limit.0);
@@ -173,9 +171,13 @@ pub(super) fn keys_to_config(
     let at = keys.max_connections.given();
     let text = limit.map_or_else(|| string("off"), |limit| limit.to_string());
     out.note(format!("{prefix}.max_connections"), text, at.map(|at| &at.place));
+    let tls = backend_tls::resolve(prefix, keys, out)?;
+    let health = health::resolve(prefix, keys.health.given(), tls.as_ref(), out);
+    backend_tls::check_health(health.as_ref(), tls.as_ref(), keys.health.place(), out);
     Some(UpstreamConfig {
         name: Arc::from(name),
         backends,
+        tls,
         max_connections: limit,
         balance: balance(prefix, keys, out),
         sticky: sticky(prefix, keys, out),
@@ -184,13 +186,13 @@ pub(super) fn keys_to_config(
         eject: eject(prefix, keys, out),
         on_down: on_down(prefix, keys, out),
         retry_budget: retry_budget(prefix, keys, out),
-        health: health::resolve(prefix, keys.health.given(), out),
+        health,
     })
 }
 
 fn backend(
     prefix: &str,
-    backend: &Either<UpstreamAddr, Backend>,
+    backend: &Either<BackendAddr, Backend>,
     limit: Option<u32>,
     out: &mut Output,
 ) -> Option<BackendConfig> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::super::ConnectError;
 use super::super::endpoint::Attempt;
-use super::{Connected, Search, Term};
+use super::{Connected, Reached, Search, Term};
 use crate::net::{Moment, Socket, Timer, connect};
 
 /// How long the first attempt is alone (RFC 8305 §5, the recommended Connection Attempt Delay).
@@ -44,18 +44,19 @@ impl<'a> Search<'a, '_> {
             let now = match next(&mut runners, second_at, self.timer).await {
                 Event::Done(index, result) => {
                     let Runner { attempt, term, .. } = runners.swap_remove(index);
-                    match result.and_then(|socket| Ok((socket.send_now(self.first)?, socket))) {
-                        Ok((sent, stream)) => {
-                            let began = term.began;
-                            runners.into_iter().for_each(|loser| loser.lost(began));
-                            return Ok(Connected {
-                                stream,
-                                sent,
-                                named: None,
-                                lease: attempt.succeeded(began),
-                            });
+                    let reached = result.and_then(|stream| {
+                        Ok(Reached { sent: stream.send_now(self.first)?, stream, named: None })
+                    });
+                    let connected = match reached {
+                        Ok(reached) => self.complete(attempt, reached, term).await,
+                        Err(error) => Err(self.failed(attempt, term, ConnectError::from_io(error))),
+                    };
+                    match connected {
+                        Ok(connected) => {
+                            runners.into_iter().for_each(|loser| loser.lost(term.began));
+                            return Ok(connected);
                         }
-                        Err(error) => last = self.failed(attempt, term, ConnectError::from_io(error)),
+                        Err(error) => last = error,
                     }
                     None
                 }

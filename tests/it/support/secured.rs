@@ -49,13 +49,28 @@ pub(crate) fn postgres(name: &str) -> Server {
 
 /// A Redis server that speaks only TLS, for `name`.
 pub(crate) fn redis(name: &str) -> Server {
+    redis_with(name, |_| "--tls-auth-clients no".to_owned())
+}
+
+/// The same that wants a certificate of this authority of its clients.
+pub(crate) fn redis_for(name: &str, authority: &Path) -> Server {
+    redis_with(name, |folder| {
+        let copy = folder.join("authority.pem");
+        std::fs::copy(authority, &copy).unwrap();
+        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o644)).unwrap();
+        format!("--tls-auth-clients yes --tls-ca-cert-file {}", copy.display())
+    })
+}
+
+fn redis_with(name: &str, options: impl FnOnce(&Path) -> String) -> Server {
     let (dir, addr) = (servers::own_folder(), servers::address());
     certify(dir.path(), name);
     let at = dir.path().display().to_string();
     let words = format!(
-        "redis-server --bind 127.0.0.1 --port 0 --tls-port {} --tls-auth-clients no --tls-cert-file {at}/{CERTIFICATE} \
+        "redis-server --bind 127.0.0.1 --port 0 --tls-port {} {} --tls-cert-file {at}/{CERTIFICATE} \
          --tls-key-file {at}/{KEY} --dir {at} --appendonly no",
-        addr.port()
+        addr.port(),
+        options(dir.path())
     );
     Server::start(dir, split(&words), "redis-server", None, addr)
 }
