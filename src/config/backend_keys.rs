@@ -75,7 +75,10 @@ impl Text for BackendAddr {
 
     fn parse(text: &str) -> Result<Self, Problem> {
         let rest = text.strip_prefix(SCHEME);
-        let address = <UpstreamAddr as Text>::parse(rest.unwrap_or(text))?;
+        let address = <UpstreamAddr as Text>::parse(rest.unwrap_or(text)).map_err(|problem| match rest {
+            None if text.contains("://") => problem.hint("with TLS: `tls://host:port`"),
+            _ => problem,
+        })?;
         Ok(Self { address, tls: rest.is_some() })
     }
 }

@@ -113,6 +113,10 @@ impl Conduit for End {
         }
     }
 
+    fn is_ended_by_closing(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
     fn poll_write_more(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => socket.poll_write_more(cx, bytes),

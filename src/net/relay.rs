@@ -122,6 +122,10 @@ pub trait Conduit: AsyncRead + AsyncWrite + Unpin {
     fn has_been_drained(&self) -> bool {
         false
     }
+    /// Whether closing the connection says that the stream has ended; or else that has to be said before.
+    fn is_ended_by_closing(&self) -> bool {
+        true
+    }
     /// Writes what is followed by more, or by the end of the stream, at once.
     fn poll_write_more(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(self).poll_write(cx, bytes)

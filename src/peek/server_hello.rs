@@ -160,9 +160,11 @@ fn next_record<'a>(records: &mut Cursor<'a>) -> Option<(u8, &'a [u8])> {
     // The version that it says means nothing (RFC 8446 §5.1), but for its major number.
     let [major, _] = records.u16()?.to_be_bytes();
     let len = usize::from(records.u16()?);
-    // Of the last one that was read, the end may be missing.
+    // Of messages, what there is may do; anything else is nothing when its end is missing.
+    let whole = len <= records.rest().len();
     let fragment = records.take(len.min(records.rest().len()))?;
-    Some((if major == 3 { kind } else { 0 }, fragment))
+    let known = major == 3 && (whole || kind == HANDSHAKE);
+    Some((if known { kind } else { 0 }, fragment))
 }
 
 /// The type of the next message and its body, which must be whole.

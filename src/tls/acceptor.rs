@@ -267,7 +267,14 @@ impl ResolvesServerCert for OfRoute {
         };
         match (&self.source, name) {
             (Source::Files(certificates), Some(name)) => {
-                certificates.choose(&name, hello.signature_schemes()).map(|chosen| chosen.key)
+                let store = certificates.store();
+                let found = store.find(&name)?;
+                match found.choose(hello.signature_schemes()) {
+                    Some(chosen) => Some(chosen.key),
+                    // Without a certificate the library takes the client for one that is not let in. With one it finds what they do
+                    // not have in common, which may be suites: schemes that go with none of those are not listed.
+                    None => found.iter().find_map(|one| one.signing()),
+                }
             }
             (Source::Files(certificates), None) => certificates.store().only()?.signing(),
             (Source::SelfSigned(own), name) => own.certificate(&name?, SystemTime::now()).ok(),

@@ -25,6 +25,8 @@ pub(super) struct Session {
     side: Side,
     /// Bytes received since there was content.
     barren: usize,
+    /// The peer broke the protocol, or may not go on.
+    failed: bool,
 }
 
 enum Side {
@@ -56,7 +58,7 @@ impl Session {
     /// # Errors
     /// When the configuration cannot work.
     pub(super) fn server(config: Arc<ServerConfig>) -> Result<Self, Error> {
-        Ok(Self { side: Side::Server(UnbufferedServerConnection::new(config)?), barren: 0 })
+        Ok(Self { side: Side::Server(UnbufferedServerConnection::new(config)?), barren: 0, failed: false })
     }
 
     /// The client's side, which asks for `name` and offers these protocols.
@@ -69,7 +71,7 @@ impl Session {
         alpn: Vec<Vec<u8>>,
     ) -> Result<Self, Error> {
         let session = UnbufferedClientConnection::new_with_alpn(config, name, alpn)?;
-        Ok(Self { side: Side::Client(session), barren: 0 })
+        Ok(Self { side: Side::Client(session), barren: 0, failed: false })
     }
 
     /// Takes in what was received: hands on plaintext, and appends to `reply` what is to be sent.
@@ -107,45 +109,62 @@ impl Session {
             result = Err(Error::General("too much without content".to_owned()));
         }
         if result.is_err() {
-            self.collect(reply);
+            self.failed = true;
+            self.collect(received.get_mut(used..).unwrap_or_default(), reply);
         }
         result
     }
 
-    /// Appends what is left to be said after an error.
-    fn collect(&mut self, reply: &mut Vec<u8>) {
+    /// Appends what is left to be said after an error, which came of what `received` begins with.
+    fn collect(&mut self, received: &mut [u8], reply: &mut Vec<u8>) {
         let mut ignore = |_: &[u8]| {};
+        let mut used = 0;
         // One alert at most, then the error again.
         for _ in 0..4 {
-            let (_, step) = match &mut self.side {
-                Side::Server(session) => take(session.process_tls_records(&mut []), &mut ignore, reply),
-                Side::Client(session) => take(session.process_tls_records(&mut []), &mut ignore, reply),
+            let rest = received.get_mut(used..).unwrap_or_default();
+            let (done, step) = match &mut self.side {
+                Side::Server(session) => take(session.process_tls_records(rest), &mut ignore, reply),
+                Side::Client(session) => take(session.process_tls_records(rest), &mut ignore, reply),
             };
+            used += done;
             if !matches!(step, Ok(Step::Again)) {
                 return;
             }
         }
     }
 
-    /// Encrypts the beginning of `plain` into `sealed`, which has room for [`MAX_SEALED`]; says how much of either.
+    /// Encrypts the beginning of `plain` into `sealed`, which has room for [`MAX_SEALED`]; says how much of either. What was
+    /// `received` and not used has to be there: the library keeps its place in the middle of a message in that, and panics without.
     ///
     /// # Errors
     /// When the session cannot carry any.
-    pub(super) fn seal(&mut self, plain: &[u8], sealed: &mut [u8]) -> Result<(usize, usize), Error> {
+    pub(super) fn seal(
+        &mut self,
+        received: &mut [u8],
+        plain: &[u8],
+        sealed: &mut [u8],
+    ) -> Result<(usize, usize), Error> {
+        if self.failed {
+            return Err(Error::General("the session has failed".to_owned()));
+        }
         let plain = plain.get(..MAX_PLAIN).unwrap_or(plain);
         let written = match &mut self.side {
-            Side::Server(session) => encrypt(session.process_tls_records(&mut []), plain, sealed),
-            Side::Client(session) => encrypt(session.process_tls_records(&mut []), plain, sealed),
+            Side::Server(session) => encrypt(session.process_tls_records(received), plain, sealed),
+            Side::Client(session) => encrypt(session.process_tls_records(received), plain, sealed),
         };
         Ok((plain.len(), written?))
     }
 
-    /// Appends to `reply` that nothing more will be said.
-    pub(super) fn close(&mut self, reply: &mut Vec<u8>) {
+    /// Appends to `reply` that nothing more will be said. What was `received` and not used has to be there, as for
+    /// [`seal`](Self::seal).
+    pub(super) fn close(&mut self, received: &mut [u8], reply: &mut Vec<u8>) {
+        if self.failed {
+            return;
+        }
         let mut sealed = [0; 512];
         let written = match &mut self.side {
-            Side::Server(session) => farewell(session.process_tls_records(&mut []), &mut sealed),
-            Side::Client(session) => farewell(session.process_tls_records(&mut []), &mut sealed),
+            Side::Server(session) => farewell(session.process_tls_records(received), &mut sealed),
+            Side::Client(session) => farewell(session.process_tls_records(received), &mut sealed),
         };
         reply.extend_from_slice(sealed.get(..written).unwrap_or_default());
     }

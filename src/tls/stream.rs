@@ -273,7 +273,7 @@ impl AsyncWrite for TlsStream {
         let buffers = Rc::clone(&this.buffers);
         let mut buffer = buffers.sealed.borrow_mut();
         let bytes = bytes.get(..MAX_PLAIN).unwrap_or(bytes);
-        let (taken, made) = this.session.seal(bytes, &mut buffer).map_err(invalid)?;
+        let (taken, made) = this.session.seal(&mut this.received, bytes, &mut buffer).map_err(invalid)?;
         this.say(cx, buffer.get(..made).unwrap_or_default())?;
         Poll::Ready(Ok(taken))
     }
@@ -286,7 +286,7 @@ impl AsyncWrite for TlsStream {
         let this = self.get_mut();
         if !std::mem::replace(&mut this.closed, true) {
             let mut farewell = Vec::new();
-            this.session.close(&mut farewell);
+            this.session.close(&mut this.received, &mut farewell);
             match this.say(cx, &farewell) {
                 // A peer that has taken its leave may be gone.
                 Err(_) if this.ended => this.sealed = Default::default(),
@@ -316,6 +316,11 @@ impl Conduit for TlsStream {
     }
 
     fn can_splice(&self) -> bool {
+        false
+    }
+
+    /// RFC 8446 §6.1: an end that was not announced may be somebody else's.
+    fn is_ended_by_closing(&self) -> bool {
         false
     }
 }

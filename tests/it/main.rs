@@ -2,7 +2,7 @@
 //!
 //! Programs beside the binary are Debian packages (nginx-light, libnginx-mod-stream, haproxy, bind9, prometheus, curl,
 //! openssl, python3, strace, systemd, util-linux, iproute2, nftables, ethtool, postgresql, mariadb-server, redis-server,
-//! openssh-server, postfix); a missing one fails the test that needs it.
+//! openssh-server, postfix, testssl.sh); a missing one fails the test that needs it.
 
 #![allow(
     clippy::unwrap_used,
@@ -40,6 +40,7 @@ mod faults_memory;
 mod faults_mutation;
 mod faults_names;
 mod faults_slow;
+mod faults_tls;
 mod forward;
 mod guard;
 mod guard_bandwidth;
@@ -71,6 +72,11 @@ mod service;
 mod soak;
 mod starttls;
 mod syscalls;
+mod terminate;
+mod terminate_audit;
+mod terminate_certificates;
+mod terminate_clients;
+mod terminate_sessions;
 mod transparent;
 mod upgrade;
 mod upstream;

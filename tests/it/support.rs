@@ -1,5 +1,6 @@
 //! What the tests stand on: the proxy as a process, clients, backends and real servers.
 
+pub(crate) mod authority;
 pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod dns;

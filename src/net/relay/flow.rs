@@ -190,8 +190,11 @@ impl<'a> Flow<'a> {
                 State::Parked { .. } => self.poll_parked(cx, destination, passing.meter),
                 State::Discarding(_) => self.poll_discard(cx, source, passing),
                 // Nothing is to be passed on of a failed source; and when the other direction is over, the
-                // connection is closed next, which says the end as well.
-                State::Ending if opposite != Opposite::Open => {
+                // connection is closed next, which says the end as well, as a rule.
+                State::Ending
+                    if opposite == Opposite::SourceFailed
+                        || opposite == Opposite::Done && destination.is_ended_by_closing() =>
+                {
                     self.state = State::Ended(None);
                     return passed;
                 }

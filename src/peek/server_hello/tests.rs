@@ -182,6 +182,8 @@ fn what_is_cut_off_or_odd_is_unknown() {
     assert_eq!(Answer::read(&record(22, &message(1, &[]))), unknown, "a ClientHello");
     assert_eq!(Answer::read(&record(23, &[0; 40])), unknown);
     assert_eq!(Answer::read(&record(21, &[2, 40])), Some(Answer::Refused(40)));
+    // The end of an alert is missing, and so is what it says.
+    assert_eq!(Answer::read(&[21, 3, 3, 0, 3, 1, 112]), unknown);
     let warned = [record(21, &[1, 112]), hello].concat();
     assert_eq!(Answer::read(&warned), chosen(TlsVersion::Tls12, None, None));
 }

@@ -74,6 +74,23 @@ impl Backend {
         })
     }
 
+    /// Answers a line with its tag and the line, and ends.
+    pub(crate) fn of_lines(tag: &str) -> Self {
+        let tag = tag.to_owned();
+        Self::new(move |mut stream| {
+            let mut line = Vec::new();
+            let mut byte = [0];
+            while !line.ends_with(b"\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+                line.push(byte[0]);
+            }
+            if line.ends_with(b"\n") {
+                // Who has gone does not want it.
+                let _ = stream.write_all(&[format!("tag:{tag}\n").as_bytes(), &line].concat());
+            }
+            let _ = stream.shutdown(Shutdown::Write);
+        })
+    }
+
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }

@@ -49,6 +49,9 @@ pub(crate) struct Mariadb;
 /// A Redis server that keeps nothing.
 pub(crate) struct Redis;
 
+/// A Mosquitto broker for everybody.
+pub(crate) struct Mosquitto;
+
 /// An OpenSSH server, to which nobody can log in.
 pub(crate) struct Sshd;
 
@@ -163,6 +166,16 @@ impl Redis {
         words.extend(options);
         let words = words.into_iter().map(str::to_owned).collect();
         Server::start(dir, words, "redis-server", None, addr)
+    }
+}
+
+impl Mosquitto {
+    pub(crate) fn start() -> Server {
+        let (dir, addr) = (own_folder(), address());
+        let file = dir.path().join("mosquitto.conf");
+        std::fs::write(&file, format!("listener {} 127.0.0.1\nallow_anonymous true\n", addr.port())).unwrap();
+        let words = words(&[Path::new("mosquitto"), Path::new("-c"), &file]);
+        Server::start(dir, words, "mosquitto", None, addr)
     }
 }
 
