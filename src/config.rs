@@ -19,6 +19,8 @@ use crate::peek::{Ja4, Protocol, ServerName, Startup};
 use crate::prelude::Greeting;
 
 mod account;
+mod acme;
+mod acme_keys;
 mod backend_keys;
 mod backend_tls;
 mod checks;
@@ -49,6 +51,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use acme::{AcmeChallenge, AcmeConfig, ExternalAccount};
 pub use backend_tls::{BackendTls, ClientCertificate};
 pub use diff::{Change, diff, fixed};
 pub use dns::{DnsConfig, DnsFamily};
@@ -99,6 +102,8 @@ pub struct Config {
     pub sandbox: Sandbox,
     /// How backend names are resolved.
     pub dns: DnsConfig,
+    /// Where certificates are ordered, and for which names.
+    pub acme: Option<AcmeConfig>,
     /// How often the backends of passthrough routes are asked for their TLS, give or take a tenth; `None` means never.
     pub probe: Option<Duration>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served; `None` means nowhere.
@@ -381,6 +386,14 @@ impl fmt::Display for Origin {
 }
 
 impl SecretSource {
+    /// The file that it is in, if its path is written.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Environment(_) | Self::Credential(_) => None,
+        }
+    }
+
     /// The secret, without a line feed at its end.
     ///
     /// # Errors

@@ -40,6 +40,7 @@ use balance::Admitted;
 pub use balance::{Inbox, Workers};
 pub use cancel::Sessions;
 pub use context::{Address, Context, ListenerContext, Shared};
+use end::End;
 pub use hello_bytes::HelloBytes;
 use limited::Entering;
 use metrics::Action;
@@ -141,10 +142,16 @@ async fn proceed<'a>(
     let entering = Entering { permit: &mut client.counted.permit, listener };
     match route(snapshot, &preface, entering, record, cx, timer).await {
         Ok(Routed::To(route, ends)) => {
-            // In a box of its own, which is not there while first bytes are awaited.
-            let passing =
-                forward(client, (preface, replay), (route, ends), (snapshot, limits), record, cx, timer);
-            match Box::pin(passing).await {
+            let begun =
+                begin(client, (preface, replay), (route, ends), (snapshot, limits), record, cx, timer);
+            let established = match begun.await {
+                // In a box of its own, which is not there while first bytes are awaited.
+                Ok((client, begun)) => {
+                    Box::pin(passthrough::connect(client, begun, snapshot, route, record, cx, timer)).await
+                }
+                Err(alone) => Err(alone),
+            };
+            match established {
                 Ok(established) => Ok(established),
                 Err(Alone { stream, refusal, why }) => {
                     listener.metrics.rejected(why.reason);
@@ -174,29 +181,29 @@ async fn proceed<'a>(
     }
 }
 
-/// Ends TLS, where that is to be, and connects to a backend.
-async fn forward<'a>(
+/// What a backend is to be connected to for: the client as it is, or, where TLS ends here, what is inside that.
+async fn begin(
     client: Client,
     (preface, replay): (Preface, Option<Box<Replay>>),
     (route, ends): (RouteId, bool),
     (snapshot, limits): (&Snapshot, peek::Limits),
     record: &mut ConnRecord,
-    cx: &'a Context,
+    cx: &Context,
     timer: &mut Timer<'_>,
-) -> Result<Established<'a>, Alone> {
+) -> Result<(Client<End>, Begun), Alone> {
     let protocol = spoken(&preface);
     if let (true, Some(hello)) = (ends, preface.hello()) {
         let acceptor = snapshot.live(route).and_then(|live| live.acceptor.as_ref());
-        let client = terminate::terminate(client, hello, acceptor, limits, record, cx, timer).await?;
+        let ending = terminate::terminate(client, hello, acceptor, limits, record, cx, timer);
+        let client = Box::pin(ending).await?;
         let without_backend = Refusal::in_words(protocol, Why::NoBackend, &client.said);
         let begun = Begun { replay: None, without_backend, may_move: client.said.is_empty(), protocol };
-        return passthrough::connect(client, begun, snapshot, route, record, cx, timer).await;
+        return Ok((client, begun));
     }
     // What is played to a backend first says nothing of the session.
     let may_move = replay.is_some() || preface.may_be_repeated(client.said.len());
     let without_backend = Refusal::unavailable(&preface, &client.said);
-    let begun = Begun { replay, without_backend, may_move, protocol };
-    passthrough::connect(client.into(), begun, snapshot, route, record, cx, timer).await
+    Ok((client.into(), Begun { replay, without_backend, may_move, protocol }))
 }
 
 /// What a route makes of a connection that it does not refuse.

@@ -30,6 +30,7 @@ use crate::route::{Mismatch, RouteTable, check_assertion};
 use crate::service::{self, Heart};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
+use crate::tls::acme::Acme;
 use crate::tls::{AcceptorError, Acceptors, Crew};
 use crate::upstream::{ResolveError, Resolver};
 use crate::worker::{Worker, WorkerConfig, WorkerSocket};
@@ -289,13 +290,16 @@ impl Bound {
             workers: loads,
             hello_bytes: HelloBytes::new(budget.hello_bytes),
             handshakes: Handshakes::new(budget.handshakes),
+            challenges: Arc::default(),
             crew: Crew::new(workers),
             sessions: Arc::default(),
             pipes: Arc::new(AtomicUsize::new(0)),
         });
         let (senders, configs) = worker_configs(inboxes.into_iter().zip(hearts), budget.pipes);
         let listening = Listening::new(senders, shared.draining.clone(), Arc::clone(&registry), own);
+        let acme = Acme::start(Arc::clone(&shared.challenges), Arc::clone(&registry), control.handle());
         let first = First {
+            acme,
             file,
             config,
             resolver,
@@ -373,6 +377,8 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
     shared.snapshot.load().pools.refresh();
     live.listening.change(&serving.config, sockets);
     live.keep_pools();
+    // Whoever looks whether a name is ours finds somebody who listens.
+    live.acme.apply(serving.config.acme.as_ref());
     readiness.set_ready();
     info!(workers = workers.len(), connections = shared.guard.load().cap(), "ready");
     service::ready(workers.len());
@@ -391,6 +397,7 @@ fn serve(mut live: Live, start: Start, control: &Runtime) -> Result<(), StartErr
     } else {
         service::stopping(shared.guard.load().open());
     }
+    live.acme.stop();
     live.listening.close();
     let deadline = live.serving().load().config.timeouts.drain;
     drain::begin(why, &readiness, &shared, deadline);

@@ -1,6 +1,7 @@
 //! TLS that ends here: certificates, handshakes with clients and with backends, and what comes out of both.
 
 mod acceptor;
+pub mod acme;
 pub mod certs;
 mod client_auth;
 mod connector;

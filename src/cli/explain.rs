@@ -289,6 +289,7 @@ fn ends(out: &mut String, tls: &TlsPolicy) {
             files.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         }
         CertificateStore::SelfSigned(_) => "self-signed".to_owned(),
+        CertificateStore::Acme(_) => "acme".to_owned(),
     };
     let shown = match tls.client_auth.as_ref().map(|auth| auth.mode) {
         Some(ClientAuthMode::Required) => ", a certificate of the client is required",

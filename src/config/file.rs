@@ -5,6 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::account::{GroupEntry, UserEntry};
+use super::acme_keys::{Acme, Email};
 use super::backend_keys::{BackendAddr, BackendTls};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Setting, Tables, Whole, shape};
@@ -91,6 +92,8 @@ shape! {
         access_log: Either<LogTarget, AccessLog>,
         /// Certificates for routes with `tls = "files"`: files (PEM) or folders, relative to the folder of this file, or pairs.
         certificates: OneOrMany<Either<CertificatePath, CertificatePair>>,
+        /// The authority that certificates of routes with `tls = "acme"` are ordered from; a string is `email`.
+        acme: Either<Email, Acme>,
         /// The folder for what this process keeps from one start to the next, such as its own certificates.
         state: AbsolutePath,
         /// The zone that this proxy stands in; backends of the same are preferred.
@@ -403,7 +406,7 @@ shape! {
         database: OneOrMany<String>,
         /// With `protocol = "postgres"` in clear: the users that clients may be.
         user: OneOrMany<String>,
-        /// TLS that ends here, with certificates from `files`, `self-signed` ones, or what a table says; without it streams are passed
+        /// TLS that ends here, with certificates from `files`, ordered by `acme`, `self-signed` ones, or what a table says; without it streams are passed
         /// through as they are.
         tls: Either<CertificatesFrom, Tls>,
         /// Backends: `host:port`, `unix:/path`, either with `tls://` before it for a backend that speaks TLS, or tables of an

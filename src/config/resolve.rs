@@ -15,6 +15,7 @@ use super::values::{Off, WordOr};
 use super::{AdminAddr, Config, Effective, Origin};
 pub(super) use listeners::own;
 
+mod acme;
 mod admin;
 mod backend_tls;
 mod cases;
@@ -38,8 +39,9 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
     let listeners = listeners::resolve(&input, &mut out);
     let mut settings = settings::resolve(&input, &listeners, &mut out);
     let (upstreams, zone) = upstreams::resolve(&input, &listeners, &mut out);
-    let tls = tls::Shared::resolve(&input, &mut out);
+    let tls = tls::Shared::resolve(&input, settings.sandbox, &mut out);
     let routes = routes::resolve(&input, &listeners, &settings.timeouts, (&upstreams, &tls), &mut out);
+    let acme = tls.acme.finish(&routes.found, routes.complete, &mut out);
     settings.limits.by_source.extend(limits::resolve(&input, &listeners, &routes, &mut out));
     let tests = cases::resolve(&input, &listeners, &routes, &mut out);
     if damaged {
@@ -62,6 +64,7 @@ pub(super) fn resolve(sources: Sources) -> Result<Config, ConfigErrors> {
         identity: settings.identity,
         sandbox: settings.sandbox,
         dns: settings.dns,
+        acme,
         probe: settings.probe,
         admin: settings.admin,
         reload_on_change: settings.reload_on_change,

@@ -43,6 +43,8 @@ pub enum CertificateStore {
     Files(Arc<[CertificateSource]>),
     /// Made here, by an authority of this process's own; that is kept in this folder, or is another one at each start.
     SelfSigned(Option<PathBuf>),
+    /// Ordered from an authority, and kept in this folder.
+    Acme(PathBuf),
 }
 
 /// Files with certificates.

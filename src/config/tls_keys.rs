@@ -13,7 +13,7 @@ shape! {
     struct Tls {
         /// Certificates of this route alone, as at the top of the file; those there if left out.
         certificates: OneOrMany<Either<CertificatePath, CertificatePair>>,
-        /// Who makes the certificates, in place of files: `self-signed`.
+        /// Who makes the certificates, in place of files: `self-signed`, or `acme` for the authority at the top of the file.
         issuer: Issuer,
         /// The rules of Mozilla's guideline: `intermediate` (TLS 1.2 and 1.3; by default) or `modern` (1.3 alone).
         policy: Preset,
@@ -68,12 +68,14 @@ pub(super) struct CertificatePath(pub(super) String);
 pub(super) enum CertificatesFrom {
     Files,
     SelfSigned,
+    Acme,
 }
 
 /// Who makes certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Issuer {
     SelfSigned,
+    Acme,
 }
 
 /// Rules that go together.
@@ -83,9 +85,12 @@ pub(super) enum Preset {
     Intermediate,
 }
 
-const FROM: [(&str, CertificatesFrom); 2] =
-    [("files", CertificatesFrom::Files), ("self-signed", CertificatesFrom::SelfSigned)];
-const ISSUERS: [(&str, Issuer); 1] = [("self-signed", Issuer::SelfSigned)];
+const FROM: [(&str, CertificatesFrom); 3] = [
+    ("files", CertificatesFrom::Files),
+    ("acme", CertificatesFrom::Acme),
+    ("self-signed", CertificatesFrom::SelfSigned),
+];
+const ISSUERS: [(&str, Issuer); 2] = [("acme", Issuer::Acme), ("self-signed", Issuer::SelfSigned)];
 const PRESETS: [(&str, Preset); 2] = [("modern", Preset::Modern), ("intermediate", Preset::Intermediate)];
 const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)];
 const MODES: [(&str, ClientAuthMode); 2] =
@@ -108,8 +113,8 @@ macro_rules! word_text {
     };
 }
 word_text! {
-    CertificatesFrom, "\"files\", \"self-signed\" or a table", FROM;
-    Issuer, "\"self-signed\"", ISSUERS;
+    CertificatesFrom, "\"files\", \"acme\", \"self-signed\" or a table", FROM;
+    Issuer, "\"acme\" or \"self-signed\"", ISSUERS;
     Preset, "\"modern\" or \"intermediate\"", PRESETS;
     TlsVersion, "\"1.2\" or \"1.3\"", VERSIONS;
     ClientAuthMode, "\"required\" or \"optional\"", MODES;

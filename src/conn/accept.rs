@@ -242,6 +242,7 @@ mod tests {
             workers,
             hello_bytes: HelloBytes::new(1 << 20),
             handshakes: Handshakes::new(1),
+            challenges: Arc::default(),
             crew: Crew::new(1),
             sessions: Arc::default(),
             pipes: Arc::new(AtomicUsize::new(0)),

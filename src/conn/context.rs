@@ -19,6 +19,7 @@ use crate::guard::Guard;
 use crate::net::{InstanceId, Reactor, Scratch, Timers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Registry};
+use crate::tls::acme::Challenges;
 use crate::tls::{Buffers, Crew};
 
 /// What all workers share.
@@ -46,6 +47,8 @@ pub struct Shared {
     pub hello_bytes: HelloBytes,
     /// The handshakes that are under way.
     pub handshakes: Handshakes,
+    /// What authorities of certificates are answered.
+    pub challenges: Arc<Challenges>,
     /// Who works on those that would hold up other connections.
     pub crew: Crew,
     /// With which servers of PostgreSQL clients have sessions.

@@ -140,14 +140,7 @@ pub(super) async fn connect<'a>(
             return Err(Alone { stream, refusal, why });
         }
     }
-    // A request to cancel comes in clear, with a secret of the session: it is not for the network behind TLS.
-    let may_cancel = connection.named.is_none() && connection.tls.is_none();
-    if protocol == Protocol::Postgres && may_cancel {
-        let endpoint = Arc::clone(connection.lease.endpoint());
-        let route = Arc::clone(&backends.route);
-        let server = Server { endpoint, route, proxy_protocol: backends.proxy_protocol };
-        counted.session = Some(cx.shared.sessions.begin(record.whose(), server));
-    }
+    counted.session = session(protocol, &connection, backends, record, cx);
     record.connected(connection.lease, connection.took, connection.named);
     record.hello_passed_on();
     let throttle = counted.permit.throttle(Instant::now());
@@ -155,6 +148,24 @@ pub(super) async fn connect<'a>(
     let upstream = End::new(connection.stream, connection.tls, &cx.tls);
     let ends = Ends { client: stream, upstream, whole: false };
     Ok(Established { ends, relay, _counted: counted })
+}
+
+/// The session of a client of PostgreSQL, which it may want something of by another connection: the end of a query. It asks for that
+/// in clear, with a secret of the session, which is not for the network behind TLS.
+fn session(
+    protocol: Protocol,
+    connection: &UpstreamConn,
+    backends: &Backends,
+    record: &ConnRecord,
+    cx: &Context,
+) -> Option<Box<Session>> {
+    if protocol != Protocol::Postgres || connection.named.is_some() || connection.tls.is_some() {
+        return None;
+    }
+    let endpoint = Arc::clone(connection.lease.endpoint());
+    let route = Arc::clone(&backends.route);
+    let server = Server { endpoint, route, proxy_protocol: backends.proxy_protocol };
+    Some(cx.shared.sessions.begin(record.whose(), server))
 }
 
 /// Puts the header that the backend is to be sent before what is `said`: in one piece with the hello it is one write, and one segment.

@@ -39,6 +39,9 @@ pub(super) async fn answer(
     timer: &mut Timer<'_>,
 ) -> Result<Refusal, PeekError> {
     loop {
+        if let Some(authorization) = challenged(bytes, |path| cx.shared.challenges.http(path)) {
+            return Ok(Refusal::Answer(Cow::Owned(authorized(&authorization).into_bytes())));
+        }
         match location(bytes, |name| table.serves(name)) {
             Ok(Some(location)) => {
                 let head = format!(
@@ -57,6 +60,23 @@ pub(super) async fn answer(
         read.unwrap_or(Err(PeekError::Timeout))?;
         record.meter().read(Direction::Up, bytes.len() - before);
     }
+}
+
+/// What an authority is answered that asks, in the request that is `bytes` so far, whether the host is ours (RFC 8555 §8.3).
+fn challenged<T>(bytes: &[u8], answer: impl Fn(&str) -> Option<T>) -> Option<T> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let whole = request.parse(bytes).is_ok_and(|status| status.is_complete());
+    let asked = request.path.filter(|_| whole && request.method == Some("GET"));
+    asked.and_then(answer)
+}
+
+fn authorized(authorization: &str) -> String {
+    let length = authorization.len();
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n{authorization}"
+    )
 }
 
 /// Where the request that is `bytes` so far is to be sent; `Ok(None)` when it is not whole.
@@ -125,6 +145,20 @@ mod tests {
         for (request, expected) in table {
             assert_eq!(sent_to(request), Ok(Some(expected.to_owned())), "{request}");
         }
+    }
+
+    #[test]
+    fn authorities_are_answered_what_they_ask_for() {
+        let answer = |path: &str| (path == "/.well-known/acme-challenge/abc").then_some(());
+        let asked = |request: &str| challenged(request.as_bytes(), answer);
+        let request = "GET /.well-known/acme-challenge/abc HTTP/1.1\r\nHost: a.test\r\n\r\n";
+        for len in 0..request.len() {
+            assert_eq!(asked(&request[..len]), None, "after {len} bytes");
+        }
+        assert_eq!(asked(request), Some(()));
+        assert_eq!(asked("GET /.well-known/acme-challenge/other HTTP/1.1\r\nHost: a.test\r\n\r\n"), None);
+        assert_eq!(asked("POST /.well-known/acme-challenge/abc HTTP/1.1\r\nHost: a.test\r\n\r\n"), None);
+        assert!(authorized("abc.def").ends_with("Content-Length: 7\r\nConnection: close\r\n\r\nabc.def"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use rustls::ServerConfig;
 use tracing::debug;
 
 use super::context::Context;
@@ -14,7 +15,7 @@ use super::record::ConnRecord;
 use super::refuse::{Refusal, alert};
 use super::termination::{Cause, Stage, Termination};
 use crate::net::{Direction, Meter, Socket, Timer};
-use crate::peek::{ClientHello, ServerName};
+use crate::peek::ClientHello;
 use crate::tls::{Acceptor, Handshake, HandshakeError};
 
 /// Handshakes of all workers that are under way, of which there may be so many at once.
@@ -66,6 +67,10 @@ pub(super) async fn terminate(
     let Client { stream: mut socket, said, told, mut counted } = client;
     record.ends_tls();
     let alone = |socket: Socket, refusal, why| Err(Alone { stream: End::Plain(socket), refusal, why });
+    if let Some(config) = cx.shared.challenges.tls(hello) {
+        let why = show(config, (&mut socket, said), limits, cx, timer).await;
+        return alone(socket, Refusal::Close, why);
+    }
     let name = hello.server_name.as_ref();
     let Some(acceptor) = acceptor.filter(|acceptor| acceptor.has_certificate(name)) else {
         return alone(socket, Refusal::Alert(alert::UNRECOGNIZED_NAME), Termination::NO_CERTIFICATE);
@@ -74,7 +79,7 @@ pub(super) async fn terminate(
         return alone(socket, Refusal::Alert(alert::INTERNAL_ERROR), Termination::TOO_MANY_HANDSHAKES);
     };
     let began = Instant::now();
-    let shaking = shake_hands(&mut socket, said, acceptor, name, cx);
+    let shaking = shake_hands(&mut socket, said, (acceptor.config(), acceptor.is_slow(name)), cx);
     match timer.timeout_at(limits.handshake_by, shaking).await {
         Some(Ok(handshake)) => {
             acceptor.metrics().succeeded(began.elapsed());
@@ -99,17 +104,32 @@ pub(super) async fn terminate(
     }
 }
 
+/// Shakes hands with an authority that looks whether the name is ours, which is all that it wants (RFC 8737 §3).
+async fn show(
+    config: Arc<ServerConfig>,
+    (socket, said): (&mut Socket, Vec<u8>),
+    limits: Limits,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Termination {
+    let Some(_under_way) = cx.shared.handshakes.begin() else { return Termination::TOO_MANY_HANDSHAKES };
+    match timer.timeout_at(limits.handshake_by, shake_hands(socket, said, (&config, false), cx)).await {
+        Some(Ok(_)) => Termination::CHALLENGED,
+        Some(Err((_, error))) => Termination::from(&error),
+        None => Termination::HANDSHAKE_TIMEOUT,
+    }
+}
+
 /// The whole handshake, the work of which is done here or, where that would take too long, elsewhere.
 async fn shake_hands(
     socket: &mut Socket,
     said: Vec<u8>,
-    acceptor: &Acceptor,
-    name: Option<&ServerName>,
+    (config, slow): (&Arc<ServerConfig>, bool),
     cx: &Context,
 ) -> Result<Box<Handshake>, (Option<Box<Handshake>>, HandshakeError)> {
-    let handshake = Handshake::accept(Arc::clone(acceptor.config()), said);
+    let handshake = Handshake::accept(Arc::clone(config), said);
     let mut handshake = Box::new(handshake.map_err(|error| (None, error))?);
-    if acceptor.is_slow(name) || !cx.may_shake_hands() {
+    if slow || !cx.may_shake_hands() {
         handshake = cx.shared.crew.advance(handshake).await?;
     }
     match handshake.finish(socket, &cx.tls).await {

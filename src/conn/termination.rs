@@ -100,6 +100,8 @@ impl Termination {
     /// The handshake was not over in time.
     pub(super) const HANDSHAKE_TIMEOUT: Self =
         Self::new(Cause::ClientTimeout, Stage::Handshake, HandshakeError::TIMEOUT);
+    /// An authority has seen that the name is ours.
+    pub(super) const CHALLENGED: Self = Self::new(Cause::Done, Stage::Handshake, "acme_challenge");
     /// A route refuses it.
     pub const REJECTED: Self = Self::new(Cause::Policy, Stage::Route, "rejected");
 

@@ -29,6 +29,7 @@ use crate::net::UpstreamAddr;
 use crate::service;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Family, Registry};
+use crate::tls::acme::Acme;
 use crate::tls::{Acceptors, Watching};
 use crate::upstream::{self, Changed, Endpoint, Keepers, OperatorError, Resolver};
 
@@ -71,6 +72,8 @@ pub(super) struct Live {
     down: mpsc::Sender<Arc<Endpoint>>,
     pub(super) listening: Listening,
     pub(super) admin: Option<AdminSocket>,
+    /// What orders certificates.
+    pub(super) acme: Acme,
     workers: usize,
     pub(super) shared: Arc<Shared>,
     registry: Arc<Registry>,
@@ -100,6 +103,7 @@ struct Next {
 
 /// What the first generation is made of.
 pub(super) struct First {
+    pub(super) acme: Acme,
     pub(super) file: Option<PathBuf>,
     pub(super) config: Config,
     pub(super) resolver: Resolver,
@@ -115,8 +119,19 @@ pub(super) struct First {
 impl Live {
     /// The first generation.
     pub(super) fn new(first: First) -> Self {
-        let First { file, config, resolver, acceptors, listening, admin, workers, shared, registry, runtime } =
-            first;
+        let First {
+            acme,
+            file,
+            config,
+            resolver,
+            acceptors,
+            listening,
+            admin,
+            workers,
+            shared,
+            registry,
+            runtime,
+        } = first;
         let metrics = Metrics::new(&registry);
         metrics.taken_now();
         let fixed = config::fixed(&config.effective);
@@ -129,12 +144,13 @@ impl Live {
             serving,
             fixed,
             resolver,
-            watching: acceptors.watch(&runtime),
+            watching: acceptors.watch(&runtime, acme.issued()),
             acceptors: Arc::new(acceptors),
             keepers,
             down,
             listening,
             admin,
+            acme,
             workers,
             shared,
             registry,
@@ -270,8 +286,9 @@ impl Live {
         self.listening.change(&config, sockets);
         // Which of their endpoints are this process itself is known from here on.
         self.keep_pools();
+        self.acme.apply(config.acme.as_ref());
         self.resolver = resolver;
-        self.watching = acceptors.watch(&self.runtime);
+        self.watching = acceptors.watch(&self.runtime, self.acme.issued());
         self.acceptors = Arc::new(acceptors);
         self.serving.store(Arc::new(Generation { number: before.number + 1, config }));
         self.changed.notify_one();

@@ -2,6 +2,8 @@
 //! about names, write its logs. Sockets are not restricted.
 
 use std::collections::BTreeSet;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -24,7 +26,12 @@ pub fn enter(config: &Config) {
     if config.sandbox == Sandbox::Off {
         return;
     }
-    match restrict(&readable(config), [&logs(config), &sockets(config), &kept(config)]) {
+    let kept = kept(config);
+    // What is not there yet cannot be let through.
+    for folder in &kept {
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    }
+    match restrict(&readable(config), [&logs(config), &sockets(config), &kept]) {
         Ok(RulesetStatus::FullyEnforced) => info!("in the sandbox (Landlock)"),
         Ok(RulesetStatus::PartiallyEnforced) => {
             warn!("in the sandbox (Landlock) as far as this kernel goes, which is not all the way");
@@ -70,8 +77,18 @@ fn readable(config: &Config) -> BTreeSet<PathBuf> {
         let roots = upstream.health.as_ref().and_then(|health| health.check.tls()?.verify.file());
         roots.into_iter().chain(upstream.tls.iter().flat_map(|tls| tls.files()))
     });
+    let acme = config.acme.iter().flat_map(|acme| {
+        let secret = acme.external_account.as_ref().and_then(|account| account.hmac.file());
+        acme.roots.file.as_deref().into_iter().chain(secret).map(folder)
+    });
     let certificates = config.routes.iter().flat_map(certificate_folders);
-    files.chain(certificates).chain(lists).chain(of_upstreams.map(folder)).chain(SYSTEM.map(PathBuf::from)).collect()
+    files
+        .chain(acme)
+        .chain(certificates)
+        .chain(lists)
+        .chain(of_upstreams.map(folder))
+        .chain(SYSTEM.map(PathBuf::from))
+        .collect()
 }
 
 /// Where this process keeps what it has made.
@@ -79,11 +96,12 @@ fn kept(config: &Config) -> BTreeSet<PathBuf> {
     let of_route = |route: &RouteConfig| match &route.action {
         ActionConfig::Terminate(terminate) => match &terminate.tls.certificates {
             CertificateStore::SelfSigned(folder) => folder.clone(),
-            CertificateStore::Files(_) => None,
+            CertificateStore::Files(_) | CertificateStore::Acme(_) => None,
         },
         ActionConfig::Passthrough(_) | ActionConfig::Redirect | ActionConfig::Reject(_) => None,
     };
-    config.routes.iter().filter_map(of_route).collect()
+    let acme = config.acme.iter().map(|acme| acme.state.clone());
+    config.routes.iter().filter_map(of_route).chain(acme).collect()
 }
 
 /// Where the certificates of a route are; what is a folder itself may have others in it.
@@ -152,7 +170,8 @@ mod tests {
         let refused = Err(ErrorKind::PermissionDenied);
         // Only this thread is restricted, and ends with the test.
         let inside = || {
-            let status = restrict(&readable(&config), [&logs(&config), &sockets(&config), &kept(&config)]).unwrap();
+            let status =
+                restrict(&readable(&config), [&logs(&config), &sockets(&config), &kept(&config)]).unwrap();
             assert_ne!(status, RulesetStatus::NotEnforced, "this test needs a kernel with Landlock (5.13)");
             assert_eq!(kind(fs::read(etc.join("portcullis.toml")).map(drop)), Ok(()));
             assert_eq!(kind(fs::read("/etc/hosts").map(drop)), Ok(()));

@@ -1,6 +1,7 @@
 //! Routes that end TLS: the rules and certificates of each, as handshakes are made with.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,6 +10,7 @@ use rustls::ServerConfig;
 use rustls::server::{ClientHello, ProducesTickets, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::certs::self_signed::{SelfSigned, SelfSignedError};
@@ -121,7 +123,11 @@ impl Acceptors {
             let policy = &terminate.tls;
             let certificates = match &policy.certificates {
                 CertificateStore::Files(sources) => {
-                    Source::Files(acceptors.files(sources, before, registry)?)
+                    Source::Files(acceptors.files((sources, false), before, registry)?)
+                }
+                CertificateStore::Acme(folder) => {
+                    let sources = [CertificateSource::Path(folder.clone())].into();
+                    Source::Files(acceptors.files((&sources, true), before, registry)?)
                 }
                 CertificateStore::SelfSigned(folder) => {
                     Source::SelfSigned(acceptors.self_signed(folder, before)?)
@@ -148,7 +154,7 @@ impl Acceptors {
 
     fn files(
         &mut self,
-        sources: &Arc<[CertificateSource]>,
+        (sources, ordered): (&Arc<[CertificateSource]>, bool),
         before: Option<&Self>,
         registry: &Arc<Registry>,
     ) -> Result<Arc<Certificates>, AcceptorError> {
@@ -163,8 +169,9 @@ impl Acceptors {
             }
             None => {
                 let (store, errors) = Store::load(sources, None);
+                let errors = errors.into_iter().filter(|error| !is_to_come(ordered, error));
                 let (fatal, told): (Vec<_>, Vec<_>) =
-                    errors.into_iter().partition(|error| !error.is_warning() && is_named(sources, error));
+                    errors.partition(|error| !ordered && !error.is_warning() && is_named(sources, error));
                 if !fatal.is_empty() {
                     return Err(AcceptorError::Certificates(fatal));
                 }
@@ -198,12 +205,30 @@ impl Acceptors {
         self.by_route.get(route)
     }
 
-    /// Looks at the files of certificates from time to time, on `runtime`.
-    pub fn watch(&self, runtime: &Handle) -> Watching {
+    /// Looks at the files of certificates from time to time, on `runtime`, and when it is told that one has been issued.
+    pub fn watch(&self, runtime: &Handle, issued: &Arc<Notify>) -> Watching {
+        let all: Vec<_> = self.files.values().cloned().collect();
+        let told = runtime.spawn(look_when_told(all, Arc::clone(issued)));
         let watch = |certificates: &Arc<Certificates>| {
             AbortOnDropHandle::new(runtime.spawn(Arc::clone(certificates).watch(WATCH)))
         };
-        Watching(self.files.values().map(watch).collect())
+        Watching(self.files.values().map(watch).chain([AbortOnDropHandle::new(told)]).collect())
+    }
+}
+
+/// Whether it is a folder for certificates that are ordered, of which there has been none yet.
+fn is_to_come(ordered: bool, error: &CertificateError) -> bool {
+    let gone = |source: &io::Error| source.kind() == io::ErrorKind::NotFound;
+    ordered && matches!(error, CertificateError::Unreadable { source, .. } if gone(source))
+}
+
+async fn look_when_told(all: Vec<Arc<Certificates>>, issued: Arc<Notify>) {
+    loop {
+        issued.notified().await;
+        let all = all.clone();
+        // A disk may be slow, and this runtime has one thread.
+        let look = move || all.iter().map(|certificates| certificates.refresh()).collect::<Vec<_>>();
+        let _ = tokio::task::spawn_blocking(look).await;
     }
 }
 

@@ -110,6 +110,12 @@ impl Connector {
         Handshake::connect(Arc::clone(&self.config), name, alpn)
     }
 
+    /// Whether what is asked of the backend is the client's choice, so that a refusal may tell against that.
+    pub fn follows_client(&self, whom: Whom<'_>) -> bool {
+        let alpn = whom.alpn.is_some() && self.tls.alpn.is_none();
+        alpn || self.name(whom) != self.name(Whom { asked: None, ..whom })
+    }
+
     /// Who the backend must be.
     fn name(&self, whom: Whom<'_>) -> Option<ServerName<'static>> {
         if let Some(name) = &self.name {
@@ -227,6 +233,10 @@ mod tests {
             assert_eq!(named(&off(), Whom { host, ..whom }).unwrap(), "www.example.com");
             assert_eq!(named(&off(), Whom { host, asked: None, ..whom }).unwrap(), "10.0.0.1");
         }
+        let follows = |host, alpn| Connector::new(&off()).follows_client(Whom { host, alpn, ..whom });
+        assert!(
+            !follows(Some("app.internal"), None) && follows(None, None) && follows(whom.host, Some(b"h2"))
+        );
         let sni = peek::ServerName::parse(b"other.example.com").ok();
         assert_eq!(named(&BackendTls { sni, ..off() }, whom).unwrap(), "other.example.com");
     }

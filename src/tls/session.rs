@@ -119,15 +119,16 @@ impl Session {
     fn collect(&mut self, received: &mut [u8], reply: &mut Vec<u8>) {
         let mut ignore = |_: &[u8]| {};
         let mut used = 0;
-        // One alert at most, then the error again.
-        for _ in 0..4 {
+        // A flight at most, and the alert; after that the library would find the same error, and have another alert for it.
+        for _ in 0..16 {
+            let start = reply.len();
             let rest = received.get_mut(used..).unwrap_or_default();
             let (done, step) = match &mut self.side {
                 Side::Server(session) => take(session.process_tls_records(rest), &mut ignore, reply),
                 Side::Client(session) => take(session.process_tls_records(rest), &mut ignore, reply),
             };
             used += done;
-            if !matches!(step, Ok(Step::Again)) {
+            if !matches!(step, Ok(Step::Again)) || is_alert(reply.get(start..).unwrap_or_default()) {
                 return;
             }
         }
@@ -186,6 +187,12 @@ impl Session {
     pub(super) fn peer_certificates(&self) -> &[CertificateDer<'static>] {
         self.common().peer_certificates().unwrap_or_default()
     }
+}
+
+/// Whether a record of ours is an alert: of TLS 1.3 the length tells, since encrypted it is like others, all of which are longer
+/// than a level, a description, the type and a tag (RFC 8446 §5.2 and §6).
+fn is_alert(record: &[u8]) -> bool {
+    matches!(record, [21, ..] | [23, _, _, 0, 19, ..])
 }
 
 /// Does what one state asks for; says how many bytes are done with.

@@ -88,8 +88,8 @@ struct Connected {
 struct Term {
     began: Instant,
     until: Moment,
-    /// Whether that is as much as there is for one.
-    whole: bool,
+    /// Whether that is as much as there is for one, and nothing is asked of the endpoint that it may have good reason to refuse.
+    fair: bool,
 }
 
 impl Caller<'_> {
@@ -243,7 +243,7 @@ impl Search<'_, '_> {
 
     fn term(&self) -> Term {
         let whole = self.timer.now() + self.upstream.connect_timeout;
-        Term { began: Instant::now(), until: self.budget.min(whole), whole: whole <= self.budget }
+        Term { began: Instant::now(), until: self.budget.min(whole), fair: whole <= self.budget }
     }
 
     /// The next endpoint to try; `None` when there is none left.
@@ -330,10 +330,9 @@ impl Search<'_, '_> {
         if self.upstream.securing.is_none() {
             return Ok(Connected { reached, tls: None, lease: attempt.succeeded(term.began) });
         }
-        let whole = self.term().whole;
         match Box::pin(self.secure(&mut reached, attempt.endpoint())).await {
             Ok(tls) => Ok(Connected { reached, tls, lease: attempt.succeeded(term.began) }),
-            Err(error) => Err(self.failed(attempt, Term { whole, ..term }, error)),
+            Err((error, fair)) => Err(self.failed(attempt, Term { fair, ..term }, error)),
         }
     }
 
@@ -368,7 +367,7 @@ impl Search<'_, '_> {
 
     /// An attempt failed: its endpoint is not tried again.
     fn failed(&mut self, attempt: Attempt, term: Term, error: ConnectError) -> ConnectError {
-        let endpoint = attempt.failed(&error, term.whole);
+        let endpoint = attempt.failed(&error, term.fair);
         self.wanted.tried.add(endpoint);
         error
     }

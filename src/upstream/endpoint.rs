@@ -359,13 +359,17 @@ impl Attempt {
         lease
     }
 
-    /// It failed. `whole`: if that was for want of time, it had all that there is for one. Gives the endpoint.
-    pub(super) fn failed(self, error: &ConnectError, whole: bool) -> Arc<Endpoint> {
+    /// It failed. `fair`: if that was for want of time, it had all that there is for one; if in the handshake, that asked for nothing
+    /// of a client's choice. Gives the endpoint.
+    pub(super) fn failed(self, error: &ConnectError, fair: bool) -> Arc<Endpoint> {
         let endpoint = &self.lease.endpoint;
         endpoint.count_failure(error);
         let blamed = match error {
-            ConnectError::Timeout | ConnectError::HandshakeTimeout => whole,
-            ConnectError::Refused(_) | ConnectError::Certificate(_) | ConnectError::Handshake(_) => true,
+            ConnectError::Timeout
+            | ConnectError::HandshakeTimeout
+            | ConnectError::Certificate(_)
+            | ConnectError::Handshake(_) => fair,
+            ConnectError::Refused(_) => true,
             // Nothing that the endpoint could do about; or counted elsewhere, once it is connected to.
             ConnectError::NoEndpoint
             | ConnectError::Unanswered

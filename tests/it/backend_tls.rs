@@ -158,6 +158,31 @@ fn a_backend_with_another_name_or_another_authority_is_no_backend() {
     assert_serves(&Proxy::start(&clear(&to(redis.addr()), "backend_tls = { verify = 'off' }")), &[]);
 }
 
+/// Else one client could have the backends passed over for all others.
+#[test]
+fn names_that_clients_choose_tell_nothing_against_a_backend() {
+    let backends = [secured::redis("a.test"), secured::redis("a.test")];
+    let authorities = tempfile::NamedTempFile::new().unwrap();
+    let both = backends.each_ref().map(|redis| std::fs::read(secured::certificate(redis)).unwrap());
+    std::fs::write(&authorities, both.concat()).unwrap();
+    let proxy = Proxy::start(&format!(
+        "listen = '127.0.0.1:0'\nadmin = '127.0.0.1:0'\n[[route]]\nname = 'cache'\nsni = '*'\ntls = 'self-signed'\n\
+         to = ['tls://{}', 'tls://{}']\neject = 2\nretry_budget = 'off'\nbackend_tls = {{ verify = '{}' }}\n",
+        backends[0].addr(),
+        backends[1].addr(),
+        authorities.path().display()
+    ));
+    for _ in 0..8 {
+        let refused = redis_cli(&proxy, &["--tls", "--insecure", "--sni", "b.test"], &["ping"]);
+        assert!(!refused.stdout.contains("PONG"), "{refused:?}");
+    }
+    let failed = [("reason", "backend_certificate")];
+    // Clients may come again by themselves.
+    assert!(proxy.metrics().sum("portcullis_upstream_connect_failures_total", &failed) >= 16.0);
+    assert_serves(&proxy, &["--tls", "--insecure", "--sni", "a.test"]);
+    assert_eq!(proxy.metrics().sum("portcullis_upstream_ejections_total", &[("upstream", "cache")]), 0.0);
+}
+
 /// The pin of a certificate, by the commands that the documentation tells.
 fn pin(certificate: &Path) -> String {
     let words = format!(

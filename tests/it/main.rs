@@ -2,7 +2,7 @@
 //!
 //! Programs beside the binary are Debian packages (nginx-light, libnginx-mod-stream, haproxy, bind9, prometheus, curl,
 //! openssl, python3, strace, systemd, util-linux, iproute2, nftables, ethtool, postgresql, mariadb-server, redis-server,
-//! openssh-server, postfix, testssl.sh); a missing one fails the test that needs it.
+//! openssh-server, postfix, pebble, testssl.sh); a missing one fails the test that needs it.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,6 +15,7 @@
 
 mod support;
 
+mod acme;
 mod admin_api;
 mod architecture;
 mod backend_tls;
@@ -41,6 +42,7 @@ mod faults_mutation;
 mod faults_names;
 mod faults_slow;
 mod faults_tls;
+mod faults_tls_ends;
 mod forward;
 mod guard;
 mod guard_bandwidth;

@@ -12,6 +12,7 @@ pub(crate) mod named;
 pub(crate) mod nameserver;
 pub(crate) mod netns;
 pub(crate) mod pattern;
+pub(crate) mod pebble;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod proxy;

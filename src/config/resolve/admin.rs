@@ -48,7 +48,7 @@ pub(super) fn resolve(input: &Input, listeners: &[ListenerConfig], out: &mut Out
 }
 
 /// Where a secret is, which the configuration itself must not hold.
-fn secret(key: &str, at: &At<Secret>, out: &mut Output) -> Option<SecretSource> {
+pub(super) fn secret(key: &str, at: &At<Secret>, out: &mut Output) -> Option<SecretSource> {
     let Secret { env, file, credential } = &at.value;
     let given = [
         env.given().map(|at| SecretSource::Environment(at.value.0.clone())),

@@ -12,7 +12,7 @@ use super::super::backend_keys::{BackendAddr, BackendTls as Table, VerifyWith, b
 use super::super::checks::VerifyWord;
 use super::super::decode::{At, Either, Setting};
 use super::super::error::{ConfigError, ErrorKind};
-use super::super::file::{Backend, PoolKeys};
+use super::super::file::{Backend, PoolKeys, Route};
 use super::super::source::Place;
 use super::super::tls_keys::CertificatePath;
 use super::super::{
@@ -194,29 +194,30 @@ fn alpn(prefix: &str, table: Option<&Table>, out: &mut Output) -> Option<Vec<Box
     Some(names)
 }
 
-/// Reports a route that would put the client's TLS into another one.
+/// Reports a route that would put the client's TLS into another one; `None` when it does.
 pub(super) fn check_route(
     action: &ActionConfig,
     keys: &[(RouteKey, Place)],
-    to: Option<&Place>,
+    route: &Route,
     out: &mut Output,
-) -> bool {
-    let ActionConfig::Passthrough(passthrough) = action else { return true };
+) -> Option<()> {
+    let ActionConfig::Passthrough(passthrough) = action else { return Some(()) };
     if passthrough.upstream.tls.is_none() {
-        return true;
+        return Some(());
     }
     let of_tls = keys.iter().find(|(key, _)| match key {
         RouteKey::Sni(_) | RouteKey::NoSni | RouteKey::Anything => true,
         RouteKey::Protocol(protocol) => *protocol == Protocol::Tls,
         RouteKey::Begins(_) => false,
     });
-    let (Some((key, place)), Some(to)) = (of_tls, to) else { return true };
+    let to = route.to.place().or(route.upstream.place());
+    let (Some((key, place)), Some(to)) = (of_tls, to) else { return Some(()) };
     let message = format!("the TLS of clients would be put into another one: the route matches `{key}`");
     let error = ConfigError::new(ErrorKind::Conflict, message).at(to).also(place, "matched here");
     out.report(
         error.hint("add `tls = \"files\"` to end the TLS of clients, or drop `tls://` to pass it through"),
     );
-    false
+    None
 }
 
 /// Reports a check that would speak in clear to a port where TLS is spoken.

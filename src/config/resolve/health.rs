@@ -236,17 +236,26 @@ fn tls(
 
 /// Reads the certificates of the authorities; `None` when an error was reported.
 pub(super) fn verify(at: &At<VerifyWord>, out: &mut Output) -> Option<Verify> {
-    let (file, certificates) = match &at.value {
+    let file = match &at.value {
         VerifyWord::Off => return Some(Verify::Off),
-        VerifyWord::System => {
+        VerifyWord::System => None,
+        VerifyWord::File(path) => Some(path.as_path()),
+    };
+    roots(file, &at.place, out).map(Verify::Roots)
+}
+
+/// The authorities of a file, or those of the system; `None` when an error was reported.
+pub(super) fn roots(file: Option<&Path>, place: &Place, out: &mut Output) -> Option<Roots> {
+    let certificates = match file {
+        None => {
             let all = out.system.get_or_init(|| usable(rustls_native_certs::load_native_certs().certs));
-            (None, Ok(Arc::clone(all)))
+            Ok(Arc::clone(all))
         }
-        VerifyWord::File(path) => (Some(Arc::from(path.as_path())), read(path).map(usable)),
+        Some(path) => read(path).map(usable),
     };
     let (message, hint) = match certificates {
         Ok(certificates) if !certificates.is_empty() => {
-            return Some(Verify::Roots(Roots { file, certificates }));
+            return Some(Roots { file: file.map(Arc::from), certificates });
         }
         Ok(_) if file.is_none() => (
             "this system has no certificates of authorities".to_owned(),
@@ -260,7 +269,7 @@ pub(super) fn verify(at: &At<VerifyWord>, out: &mut Output) -> Option<Verify> {
             "write the path of a file of certificates in PEM",
         ),
     };
-    out.report(ConfigError::new(ErrorKind::BadValue, message).at(&at.place).hint(hint));
+    out.report(ConfigError::new(ErrorKind::BadValue, message).at(place).hint(hint));
     None
 }
 

@@ -16,8 +16,9 @@ use super::super::{
     ActionConfig, AnswerTimeout, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig,
     RejectWith, RouteConfig, RouteKey, TerminateConfig, Timeouts, UpstreamConfig,
 };
+use super::inside::Inside;
 use super::upstreams::{self, Upstreams, Written};
-use super::{Input, Output, backend_tls, dynamic, inside, settings, string, strings, tls, transparent};
+use super::{Input, Output, acme, backend_tls, dynamic, inside, settings, string, strings, tls, transparent};
 use crate::net::UpstreamAddr;
 use crate::peek::{Patterns, Protocol};
 
@@ -116,21 +117,8 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         }
         (action, _) => action,
     };
-    let to = route.to.place().or(route.upstream.place());
-    if !backend_tls::check_route(&action, &keys, to, out) {
-        return None;
-    }
-    let alpn = &route.alpn;
-    let conditions = Conditions {
-        listeners,
-        alpn: alpn.given().map(|at| at.value.0.iter().map(|alpn| alpn.value.0.clone()).collect()),
-        ja4: route.ja4.given().map(|at| at.value.0.iter().map(|ja4| ja4.value.clone()).collect()),
-        from: route.from.given().map(|at| at.value.0.iter().map(|net| net.value).collect()),
-        inside: inside.protocols,
-        starttls: inside.starttls,
-        databases: inside.databases,
-        users: inside.users,
-    };
+    backend_tls::check_route(&action, &keys, route, out)?;
+    let conditions = conditions(route, &action, listeners, inside);
     let (keys, places) = keys.into_iter().unzip();
     let origin = table.place.origin();
     Some(Placed {
@@ -138,6 +126,26 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         place: table.place.clone(),
         keys: places,
     })
+}
+
+/// What must hold beside what the route matches.
+fn conditions(
+    route: &Route,
+    action: &ActionConfig,
+    listeners: Option<Vec<Arc<str>>>,
+    inside: Inside,
+) -> Conditions {
+    let alpn = route.alpn.given().map(|at| at.value.0.iter().map(|alpn| alpn.value.0.clone()).collect());
+    Conditions {
+        listeners,
+        alpn: acme::with_challenges(alpn, action),
+        ja4: route.ja4.given().map(|at| at.value.0.iter().map(|ja4| ja4.value.clone()).collect()),
+        from: route.from.given().map(|at| at.value.0.iter().map(|net| net.value).collect()),
+        inside: inside.protocols,
+        starttls: inside.starttls,
+        databases: inside.databases,
+        users: inside.users,
+    }
 }
 
 /// What becomes of connections that the route takes.

@@ -15,9 +15,10 @@ use super::super::tls_keys::{
 };
 use super::super::values::SniWord;
 use super::super::{
-    CertificateSource, CertificateStore, CipherSuite, ClientAuth, ClientAuthMode, Group, RouteKey, TlsPolicy,
-    TlsVersion,
+    CertificateSource, CertificateStore, CipherSuite, ClientAuth, ClientAuthMode, Group, RouteKey, Sandbox,
+    TlsPolicy, TlsVersion,
 };
+use super::acme::{self, Ordered};
 use super::{Input, Output, inner, string, strings};
 use crate::peek::Protocol;
 
@@ -28,10 +29,12 @@ pub(super) struct Shared {
     /// Whether that is because what is there is wrong.
     bad: bool,
     state: Option<PathBuf>,
+    /// The authority that certificates are ordered from.
+    pub(super) acme: Ordered,
 }
 
 impl Shared {
-    pub(super) fn resolve(input: &Input, out: &mut Output) -> Self {
+    pub(super) fn resolve(input: &Input, sandbox: Sandbox, out: &mut Output) -> Self {
         let at = input.once("certificates", |file| &file.certificates, out);
         let files = at.and_then(|at| sources(&at.value));
         if let Some((files, place)) = files.as_ref().zip(at.map(|at| &at.place)) {
@@ -42,7 +45,9 @@ impl Shared {
             out.note("state", string(at.value.0.display()), Some(&at.place));
         }
         let bad = input.incomplete || input.files.iter().any(|file| !file.certificates.is_absent());
-        Self { bad: bad && files.is_none(), files, state: state.map(|at| at.value.0.clone()) }
+        let state = state.map(|at| at.value.0.clone());
+        let acme = acme::resolve(input, state.as_deref(), sandbox, out);
+        Self { bad: bad && files.is_none(), files, state, acme }
     }
 }
 
@@ -70,7 +75,7 @@ pub(super) fn resolve(
     if table.is_some_and(any_bad) {
         return None;
     }
-    let certificates = store(name, at, shared, out)?;
+    let certificates = store(name, (at, keys), shared, out)?;
     let preset = inner(Some(at), |table| &table.policy);
     let modern = preset.is_some_and(|at| at.value == Preset::Modern);
     let text = if modern { "modern" } else { "intermediate" };
@@ -137,16 +142,18 @@ fn any_bad(table: &Tls) -> bool {
 
 fn store(
     name: &str,
-    at: &At<Either<CertificatesFrom, Tls>>,
+    (at, keys): (&At<Either<CertificatesFrom, Tls>>, &[(RouteKey, Place)]),
     shared: &Shared,
     out: &mut Output,
 ) -> Option<CertificateStore> {
     let key = format!("route[{name}].tls.certificates");
     let own = inner(Some(at), |table| &table.certificates);
     let issuer = inner(Some(at), |table| &table.issuer);
-    let self_signed = match &at.value {
-        Either::Short(word) => *word == CertificatesFrom::SelfSigned,
-        Either::Table(_) => issuer.is_some_and(|at| at.value == Issuer::SelfSigned),
+    let made = match &at.value {
+        Either::Short(CertificatesFrom::Files) => None,
+        Either::Short(CertificatesFrom::SelfSigned) => Some(Issuer::SelfSigned),
+        Either::Short(CertificatesFrom::Acme) => Some(Issuer::Acme),
+        Either::Table(_) => issuer.map(|at| at.value),
     };
     if let (Some(own), Some(issuer)) = (own, issuer) {
         let message = "certificates are either from files or made here, not both";
@@ -154,10 +161,17 @@ fn store(
         out.report(error.also(&own.place, "`certificates` is here").hint("remove one of the two"));
         return None;
     }
-    if self_signed {
-        let place = issuer.map_or(&at.place, |issuer| &issuer.place);
-        out.note(key, string("self-signed"), Some(place));
-        return Some(CertificateStore::SelfSigned(shared.state.clone()));
+    let place = issuer.map_or(&at.place, |issuer| &issuer.place);
+    match made {
+        Some(Issuer::SelfSigned) => {
+            out.note(key, string("self-signed"), Some(place));
+            return Some(CertificateStore::SelfSigned(shared.state.clone()));
+        }
+        Some(Issuer::Acme) => {
+            out.note(key, string("acme"), Some(place));
+            return shared.acme.store(keys, place, out);
+        }
+        None => {}
     }
     if let Some(own) = own {
         let files = sources(&own.value)?;

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::super::endpoint::{Endpoint, Target};
 use super::super::{ConnectError, Pool};
-use super::{Reached, Search};
+use super::{Reached, Search, Term};
 use crate::net::Socket;
 use crate::telemetry::{Family, Registry};
 use crate::tls::{Connector, Handshake, HandshakeError, Whom};
@@ -81,21 +81,23 @@ impl From<HandshakeError> for ConnectError {
 }
 
 impl Search<'_, '_> {
-    /// Shakes hands with the endpoint, where that speaks TLS: within as much time as there is for a connection.
+    /// Shakes hands with the endpoint, where that speaks TLS: within as much time as there is for a connection. Tells of a
+    /// failure whether it is to blame for that.
     pub(super) async fn secure(
         &mut self,
         reached: &mut Reached,
         endpoint: &Endpoint,
-    ) -> Result<Option<Box<Handshake>>, ConnectError> {
+    ) -> Result<Option<Box<Handshake>>, (ConnectError, bool)> {
         let Some(securing) = &self.upstream.securing else { return Ok(None) };
-        let until = self.term().until;
+        let Term { until, fair, .. } = self.term();
         let whom = Whom {
             host: host(endpoint),
             asked: self.caller.server_name,
             ip: address(endpoint, reached),
             alpn: self.caller.alpn,
         };
-        let mut handshake = Box::new(securing.connector.begin(whom)?);
+        let handshake = securing.connector.begin(whom).map_err(|error| (error.into(), false))?;
+        let mut handshake = Box::new(handshake);
         let rest = self.first.get(reached.sent..).unwrap_or_default();
         let socket = &mut reached.stream;
         let shaking = async {
@@ -113,13 +115,26 @@ impl Search<'_, '_> {
             Some(Err(error)) => {
                 securing.count(Outcome::from(&error));
                 take_leave(&reached.stream, &mut handshake);
-                Err(error.into())
+                let chosen = securing.connector.follows_client(whom) && is_answer(&error);
+                Err((error.into(), !chosen))
             }
             None => {
                 securing.count(Outcome::Timeout);
-                Err(ConnectError::HandshakeTimeout)
+                Err((ConnectError::HandshakeTimeout, fair))
             }
         }
+    }
+}
+
+/// Whether it may be how a sound backend answers to a name or a protocol that it does not have. Those that clients choose must
+/// not have it passed over for everybody.
+fn is_answer(error: &HandshakeError) -> bool {
+    match error {
+        HandshakeError::Tls(_) | HandshakeError::Alert(_) | HandshakeError::Gone(_) => true,
+        HandshakeError::TooLarge
+        | HandshakeError::Injected
+        | HandshakeError::Nameless
+        | HandshakeError::Lost => false,
     }
 }
 
