@@ -23,3 +23,8 @@ bench:
 # Portcullis beside HAProxy, nginx, Envoy and sozu on this machine (benches/compare.md).
 compare *args:
     benches/compare/run {{args}}
+
+# Where TLS ends: Portcullis beside nginx and HAProxy.
+compare-tls *args:
+    cargo build --release --locked
+    benches/compare/tls.py target/release/portcullis {{args}}

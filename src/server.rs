@@ -278,23 +278,8 @@ impl Bound {
         let (loads, inboxes) = Workers::new(workers);
         let (pulses, hearts) = service::pulses(workers);
         control.spawn(service::watch(pulses));
-        let shared = Arc::new(Shared {
-            instance: InstanceId::random(),
-            snapshot: ArcSwap::from_pointee(snapshot),
-            guard: ArcSwap::from_pointee(Guard::new(&config.limits, budget.connections, &registry)),
-            access_log: ArcSwap::from_pointee(access_log),
-            draining: CancellationToken::new(),
-            failed: CancellationToken::new(),
-            drained: AtomicBool::new(false),
-            replaced: AtomicBool::new(false),
-            workers: loads,
-            hello_bytes: HelloBytes::new(budget.hello_bytes),
-            handshakes: Handshakes::new(budget.handshakes),
-            challenges: Arc::default(),
-            crew: Crew::new(workers),
-            sessions: Arc::default(),
-            pipes: Arc::new(AtomicUsize::new(0)),
-        });
+        let guard = Guard::new(&config.limits, budget.connections, &registry);
+        let shared = Arc::new(shared(snapshot, guard, access_log, loads, &budget));
         let (senders, configs) = worker_configs(inboxes.into_iter().zip(hearts), budget.pipes);
         let listening = Listening::new(senders, shared.draining.clone(), Arc::clone(&registry), own);
         let acme = Acme::start(Arc::clone(&shared.challenges), Arc::clone(&registry), control.handle());
@@ -316,6 +301,33 @@ impl Bound {
         control.shutdown_timeout(Duration::from_millis(100));
         shared.access_log.load().flush();
         result
+    }
+}
+
+/// What the workers are to share.
+fn shared(
+    snapshot: Snapshot,
+    guard: Guard,
+    access_log: AccessLog,
+    workers: Workers,
+    budget: &Budget,
+) -> Shared {
+    Shared {
+        instance: InstanceId::random(),
+        snapshot: ArcSwap::from_pointee(snapshot),
+        guard: ArcSwap::from_pointee(guard),
+        access_log: ArcSwap::from_pointee(access_log),
+        draining: CancellationToken::new(),
+        failed: CancellationToken::new(),
+        drained: AtomicBool::new(false),
+        replaced: AtomicBool::new(false),
+        workers,
+        hello_bytes: HelloBytes::new(budget.hello_bytes),
+        handshakes: Handshakes::new(budget.handshakes),
+        challenges: Arc::default(),
+        crew: Crew::new(budget.workers),
+        sessions: Arc::default(),
+        pipes: Arc::new(AtomicUsize::new(0)),
     }
 }
 

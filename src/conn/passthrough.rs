@@ -114,15 +114,7 @@ pub(super) async fn connect<'a>(
     let first = if backends.upstream.speaks_tls() { header } else { said.len() };
     let connected = {
         let server_name = backends.upstream.tells_names_apart().then(|| record.server_name()).flatten();
-        let caller = Caller {
-            client: record.client().ip(),
-            server_name: server_name.as_ref().map(ServerName::as_str),
-            socket: stream.socket(),
-            ends_as_one: record.is_tls(),
-            may_move,
-            alpn: stream.alpn(),
-            buffers: &cx.tls,
-        };
+        let caller = caller(&stream, server_name.as_ref(), may_move, record, cx);
         backends.upstream.connect(said.get(..first).unwrap_or_default(), caller, &cx.reactor, timer).await
     };
     let mut connection = match connected {
@@ -148,6 +140,25 @@ pub(super) async fn connect<'a>(
     let upstream = End::new(connection.stream, connection.tls, &cx.tls);
     let ends = Ends { client: stream, upstream, whole: false };
     Ok(Established { ends, relay, _counted: counted })
+}
+
+/// Whose connection it is that needs a backend.
+fn caller<'c>(
+    stream: &'c End,
+    server_name: Option<&'c ServerName>,
+    may_move: bool,
+    record: &ConnRecord,
+    cx: &'c Context,
+) -> Caller<'c> {
+    Caller {
+        client: record.client().ip(),
+        server_name: server_name.map(ServerName::as_str),
+        socket: stream.socket(),
+        ends_as_one: record.is_tls(),
+        may_move,
+        alpn: stream.alpn(),
+        buffers: &cx.tls,
+    }
 }
 
 /// The session of a client of PostgreSQL, which it may want something of by another connection: the end of a query. It asks for that

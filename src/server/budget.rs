@@ -85,7 +85,8 @@ pub(super) struct Budget {
     pub(super) hello_bytes: usize,
     /// TLS handshakes under way.
     pub(super) handshakes: usize,
-    workers: usize,
+    /// Data-plane threads.
+    pub(super) workers: usize,
     /// Descriptors of all workers, for themselves and their addresses.
     listening: usize,
     files: usize,

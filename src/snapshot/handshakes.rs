@@ -127,8 +127,8 @@ mod tests {
             "handshakes_total{route=\"app\",version=\"1.3\",group=\"x25519mlkem768\",resumed=\"no\"} 3",
             "handshakes_total{route=\"app\",version=\"unknown\",group=\"unknown\",resumed=\"unknown\"} 3",
             "hello_retries_total{route=\"app\"} 3",
-            "failures_total{route=\"app\",reason=\"handshake_failure\"} 3",
-            "failures_total{route=\"app\",reason=\"other\"} 6",
+            "hello_refusals_total{route=\"app\",reason=\"handshake_failure\"} 3",
+            "hello_refusals_total{route=\"app\",reason=\"other\"} 6",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }

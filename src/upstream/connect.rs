@@ -315,7 +315,10 @@ impl Search<'_, '_> {
             Target::Unix(path) => self.reach(Place::Unix(path), term).await,
         };
         match result {
-            Ok(reached) => self.complete(attempt, reached, term).await,
+            Ok(reached) if self.upstream.securing.is_none() => {
+                Ok(Connected { reached, tls: None, lease: attempt.succeeded(term.began) })
+            }
+            Ok(reached) => Box::pin(self.complete(attempt, reached, term)).await,
             Err(error) => Err(self.failed(attempt, term, error)),
         }
     }
@@ -327,10 +330,7 @@ impl Search<'_, '_> {
         mut reached: Reached,
         term: Term,
     ) -> Result<Connected, ConnectError> {
-        if self.upstream.securing.is_none() {
-            return Ok(Connected { reached, tls: None, lease: attempt.succeeded(term.began) });
-        }
-        match Box::pin(self.secure(&mut reached, attempt.endpoint())).await {
+        match self.secure(&mut reached, attempt.endpoint()).await {
             Ok(tls) => Ok(Connected { reached, tls, lease: attempt.succeeded(term.began) }),
             Err((error, fair)) => Err(self.failed(attempt, Term { fair, ..term }, error)),
         }

@@ -92,7 +92,7 @@ fn floods_of_handshakes_are_not_felt_by_who_is_passed_through() {
         let (quiet, _) = beside(&proxy, &config, 0, Duration::from_secs(2));
         let (loud, count) = beside(&proxy, &config, threads, Duration::from_secs(5));
         println!("{key:?}: p99 {quiet:?} alone, {loud:?} beside {count} handshakes");
-        assert!(count >= 100, "{count} handshakes are no flood");
+        assert!(count >= 50, "{count} handshakes are no flood");
         // The clients and whatever else runs here take their part of two cores.
         assert!(loud < Duration::from_millis(50).max(quiet * 10), "{loud:?}, {quiet:?} alone");
         proxy.assert_sound();

@@ -75,7 +75,7 @@ pub(super) fn resolve(
     if table.is_some_and(any_bad) {
         return None;
     }
-    let certificates = store(name, (at, keys), shared, out)?;
+    let certificates = store(name, at, keys, shared, out)?;
     let preset = inner(Some(at), |table| &table.policy);
     let modern = preset.is_some_and(|at| at.value == Preset::Modern);
     let text = if modern { "modern" } else { "intermediate" };
@@ -142,7 +142,8 @@ fn any_bad(table: &Tls) -> bool {
 
 fn store(
     name: &str,
-    (at, keys): (&At<Either<CertificatesFrom, Tls>>, &[(RouteKey, Place)]),
+    at: &At<Either<CertificatesFrom, Tls>>,
+    keys: &[(RouteKey, Place)],
     shared: &Shared,
     out: &mut Output,
 ) -> Option<CertificateStore> {

@@ -95,7 +95,7 @@ impl HttpClient for Client {
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
         let inner = Arc::clone(&self.0);
         Box::pin(async move {
-            let answered = timeout(DEADLINE, inner.ask(request)).await;
+            let answered = timeout(DEADLINE, Box::pin(inner.ask(request))).await;
             Ok(answered.unwrap_or(Err(ClientError::Slow))?)
         })
     }
@@ -113,7 +113,7 @@ impl Inner {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
         let mut sender = match self.kept(&to) {
             Some(sender) => sender,
-            None => self.connect(&to).await?,
+            None => Box::pin(self.connect(&to)).await?,
         };
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| ClientError::Http(to.clone(), error);
         let response = sender.send_request(request).await.map_err(|error| failed(error.into()))?;
@@ -143,7 +143,7 @@ impl Inner {
         // By the system's resolver, and one address after the other.
         let stream = TcpStream::connect((host, to.port_u16().unwrap_or(443))).await.map_err(failed)?;
         let stream = self.tls.connect(name, stream).await.map_err(failed)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (sender, connection) = Box::pin(http1::handshake(TokioIo::new(stream)))
             .await
             .map_err(|error| ClientError::Http(to.clone(), error.into()))?;
         // It ends with the sender, and whoever waits for an answer hears why.

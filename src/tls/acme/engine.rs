@@ -202,7 +202,8 @@ impl Engine {
                             (&config, &files),
                             &challenges,
                         );
-                        let ordered = timeout(ORDER, ordering).await.unwrap_or(Err(AcmeError::Slow));
+                        let ordered =
+                            timeout(ORDER, Box::pin(ordering)).await.unwrap_or(Err(AcmeError::Slow));
                         Done::Ordered(
                             ordered.map_err(|error| Failure { error, come_back: client.come_back() }),
                         )
@@ -210,7 +211,8 @@ impl Engine {
                 }
                 Work::Ask(name) => {
                     let id = serving.ids.get(name).cloned();
-                    self.jobs.spawn(async move { Done::Advised(advice(&account, &client, id).await) })
+                    self.jobs
+                        .spawn(async move { Done::Advised(Box::pin(advice(&account, &client, id)).await) })
                 }
             };
             self.begun.insert(job.id(), work);
@@ -224,7 +226,7 @@ impl Engine {
             return Some(Arc::clone(account));
         }
         let client = Client::new(&serving.config.roots);
-        match order::account(&serving.config, &serving.files, &client).await {
+        match Box::pin(order::account(&serving.config, &serving.files, &client)).await {
             Ok(account) => {
                 info!(directory = %serving.config.directory, "there is an account with the authority");
                 Some(Arc::clone(serving.account.insert(account.into())))
@@ -372,7 +374,7 @@ async fn order_and_keep(
     challenges: &Arc<Challenges>,
 ) -> Result<Issued, AcmeError> {
     let account = order::open(account, client).await?;
-    let issued = order::order(&account, name, replaces, &config.challenge, challenges).await?;
+    let issued = Box::pin(order::order(&account, name, replaces, &config.challenge, challenges)).await?;
     let (files, name) = (files.clone(), Arc::clone(name));
     order::blocking(move || files.keep_certificate(&name, &issued.chain, &issued.key).map(|()| issued)).await
 }

@@ -146,3 +146,61 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), AcmeError> {
     };
     write().map_err(|error| AcmeError::Storage(path.to_owned(), error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn files(folder: &Path, directory: &str) -> Files {
+        Files {
+            account: folder.join("acme").join(folder_name(directory)).join("account.json"),
+            certificates: folder.join("acme").join("certificates"),
+            directory: directory.to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again_and_for_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = files(folder.path(), "https://ca.test/dir");
+        assert!(own.account().unwrap().is_none() && own.certificate("a.test").is_none());
+        own.keep_account(b"{}").unwrap();
+        own.keep_account(b"{1}").unwrap();
+        assert_eq!(own.account().unwrap().as_deref(), Some(&b"{1}"[..]));
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(["*.a.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+        own.keep_certificate("*.a.test", &certificate.pem(), &key.serialize_pem()).unwrap();
+        assert!(!own.certificate("*.a.test").unwrap().elsewhere);
+        assert!(files(folder.path(), "https://other.test/dir").certificate("*.a.test").unwrap().elsewhere);
+        let file = folder.path().join("acme/certificates/_.a.test.pem");
+        for (path, mode) in [(&*file, 0o600), (&*own.account, 0o600), (&*own.certificates, 0o700)] {
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+        }
+        let names = fs::read_dir(&own.certificates).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["_.a.test.pem"]);
+        // One that is cut off, or has lost its key, is none.
+        let whole = fs::read_to_string(&file).unwrap();
+        fs::write(&file, &whole[..whole.len() - 40]).unwrap();
+        assert!(own.certificate("*.a.test").is_none());
+        fs::write(&file, &whole[..whole.find("-----BEGIN PRIVATE").unwrap()]).unwrap();
+        assert!(own.certificate("*.a.test").is_none());
+        own.forget_account();
+        assert!(own.account().unwrap().is_none());
+    }
+
+    #[test]
+    fn authorities_have_folders_of_their_own() {
+        let table = [
+            ("https://acme-v02.api.letsencrypt.org/directory", "acme-v02.api.letsencrypt.org_directory"),
+            ("https://ca.test:9000/acme/one/directory", "ca.test_9000_acme_one_directory"),
+            ("https://ca.test/", "ca.test"),
+        ];
+        for (directory, expected) in table {
+            assert_eq!(folder_name(directory), expected);
+        }
+    }
+}

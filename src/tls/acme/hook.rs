@@ -49,3 +49,35 @@ impl Verb {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn script(folder: &Path, text: &str) -> PathBuf {
+        let path = folder.join("hook");
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn the_command_is_told_what_to_do_and_tells_why_it_could_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let hook = script(folder.path(), &format!("echo \"$@\" >{}", out.display()));
+        call(&hook, Verb::Set, "_acme-challenge.a.test", "-x y").await.unwrap();
+        assert_eq!(fs::read_to_string(&out).unwrap(), "set _acme-challenge.a.test -x y\n");
+        let long = "ä".repeat(1000);
+        let hook = script(folder.path(), &format!("echo {long}end >&2; exit 7"));
+        let error = call(&hook, Verb::Clear, "a", "b").await.unwrap_err();
+        let HookError::Failed { code: Some(7), said } = &error else { panic!("{error}") };
+        assert!(said.len() <= TOLD && said.len() > TOLD - 4 && said.ends_with("äend"), "{said}");
+        let hook = folder.path().join("not-there");
+        assert!(matches!(call(&hook, Verb::Set, "a", "b").await, Err(HookError::Start(_))));
+    }
+}

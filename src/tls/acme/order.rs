@@ -67,7 +67,7 @@ pub(super) async fn account(
     let kept = blocking(move || own.prepare().and_then(|()| own.account())).await?;
     if let Some(bytes) = kept {
         if let Ok(kept) = serde_json::from_slice::<Kept>(&bytes) {
-            return with_contacts(config, files, client, (kept, bytes)).await;
+            return Box::pin(with_contacts(config, files, client, (kept, bytes))).await;
         }
         warn!("the file of the account cannot be read, another account is made");
         files.forget_account();
@@ -76,7 +76,7 @@ pub(super) async fn account(
     let new = NewAccount { contact: &contacts, terms_of_service_agreed: true, only_return_existing: false };
     let external = config.external_account.as_ref().map(external_key).transpose()?;
     let builder = Account::builder_with_http(Box::new(client.clone()));
-    let made = builder.create(&new, config.directory.as_ref().to_owned(), external.as_ref()).await;
+    let made = Box::pin(builder.create(&new, config.directory.as_ref().to_owned(), external.as_ref())).await;
     let (_, credentials) = made?;
     keep(Kept { contacts: config.contacts.clone(), credentials }, files).await
 }
@@ -117,7 +117,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 pub(super) async fn open(kept: &[u8], client: &Client) -> Result<Account, AcmeError> {
     let kept: Kept = serde_json::from_slice(kept).map_err(|error| AcmeError::Server(Error::Json(error)))?;
     let builder = Account::builder_with_http(Box::new(client.clone()));
-    Ok(builder.from_credentials(kept.credentials).await?)
+    Ok(Box::pin(builder.from_credentials(kept.credentials)).await?)
 }
 
 fn external_key(account: &ExternalAccount) -> Result<ExternalAccountKey, AcmeError> {
@@ -291,4 +291,50 @@ fn check(chain: String, key: &KeyPair, name: &str, now: SystemTime) -> Result<Is
         return Err(AcmeError::Wrong("its time is over; is the clock right?"));
     }
     Ok(Issued { key: key.serialize_pem(), chain, validity, id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SecretSource;
+
+    #[test]
+    fn keys_of_accounts_elsewhere_come_in_both_alphabets() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hmac");
+        let read = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            external_key(&ExternalAccount { kid: "a".into(), hmac: SecretSource::File(file.clone()) })
+        };
+        for text in ["-_8", "-_8=", "+/8", "+/8=\n"] {
+            assert!(read(text).is_ok(), "{text}");
+        }
+        assert!(matches!(read("a b"), Err(AcmeError::Secret(_))));
+        assert!(matches!(read("\n"), Err(AcmeError::Secret(_))), "empty");
+    }
+
+    #[test]
+    fn what_was_not_ordered_is_not_taken() {
+        let key = || KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let (own, other) = (key(), key());
+        let params = CertificateParams::new(["a.test".to_owned()]).unwrap();
+        let chain = params.self_signed(&own).unwrap().pem();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let why = |result: Result<Issued, AcmeError>| result.map(drop).map_err(|error| error.to_string());
+        assert_eq!(why(check(chain.clone(), &own, "A.test", now)), Ok(()));
+        for (key, name, now, expected) in [
+            (&other, "a.test", now, "it has another key"),
+            (&own, "b.test", now, "it is for another name"),
+            (
+                &own,
+                "a.test",
+                now + Duration::from_secs(100_000_000_000),
+                "its time is over; is the clock right?",
+            ),
+        ] {
+            let told = why(check(chain.clone(), key, name, now)).unwrap_err();
+            assert!(told.ends_with(expected), "{told}");
+        }
+        assert!(check("none".to_owned(), &own, "a.test", now).is_err());
+    }
 }

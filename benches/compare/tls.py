@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """TLS that ends here, beside nginx and HAProxy: what the proxy's own processes use per handshake, per GB and per idle connection.
 
-    benches/tls.py target/release/portcullis [--runs 5] [--only portcullis,nginx,haproxy]
+    benches/compare/tls.py target/release/portcullis [--runs 5] [--only portcullis,nginx,haproxy]
 
 Needs the Debian packages nginx (with libnginx-mod-stream), haproxy and openssl. Each proxy has one worker on CPU 0 and passes what
 comes out of TLS to the same nginx in clear; clients are on CPU 1. Runs are interleaved; figures are medians. Everything is
