@@ -140,6 +140,9 @@ async fn shake_hands(
 
 impl From<&HandshakeError> for Termination {
     fn from(error: &HandshakeError) -> Self {
-        Self { cause: Cause::Client, stage: Stage::Handshake, reason: Some(error.reason()) }
+        // A thread that panicked is a defect of ours.
+        let ours = matches!(error, HandshakeError::Lost);
+        let cause = if ours { Cause::Internal } else { Cause::Client };
+        Self { cause, stage: Stage::Handshake, reason: Some(error.reason()) }
     }
 }

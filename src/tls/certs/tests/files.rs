@@ -354,9 +354,13 @@ async fn files_are_looked_at_from_time_to_time() {
     let live = Arc::new(folder.live());
     let watch = tokio::spawn(Arc::clone(&live).watch(Duration::from_millis(5)));
     folder.write("b.pem", &made(&["b.test"]).whole());
-    while live.choose(&name("b.test"), &BOTH).is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    // The look is on another thread, and tells nobody: it is asked for what it found, for a minute at most.
+    let found = async {
+        while live.choose(&name("b.test"), &BOTH).is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), found).await.unwrap();
     watch.abort();
     assert!(watch.await.unwrap_err().is_cancelled());
 }
