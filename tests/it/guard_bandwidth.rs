@@ -59,18 +59,31 @@ fn request(source: Ipv4Addr, proxy: &Proxy) -> TcpStream {
     stream
 }
 
-fn assert_rate(bytes: u64, rate: u64) {
-    let share = bytes as f64 / (rate as f64 * TIME.as_secs_f64());
-    println!("{bytes} bytes in {TIME:?}: {share:.3} of the limit");
-    assert!((0.9..=1.1).contains(&share), "{share:.3} of the limit: {bytes} bytes in {TIME:?}");
+/// Whether what `receive` gets until the instant that it is given comes at `rate`: never above it since
+/// `started`, and near it. A busy machine may keep the receiver waiting, so that nearness is looked at
+/// more than once.
+fn assert_rate(started: Instant, rate: u64, mut receive: impl FnMut(Instant) -> u64) {
+    let mut bytes = 0;
+    for _ in 0..3 {
+        bytes += receive(Instant::now() + TIME);
+        let time = started.elapsed();
+        let share = bytes as f64 / (rate as f64 * time.as_secs_f64());
+        println!("{bytes} bytes in {time:?}: {share:.3} of the limit");
+        assert!(share <= 1.1, "{share:.3} of the limit: {bytes} bytes in {time:?}");
+        if share >= 0.9 {
+            return;
+        }
+    }
+    panic!("{bytes} bytes in {:?} are far below the limit", started.elapsed());
 }
 
 #[test]
 fn a_copied_stream_keeps_to_its_bandwidth() {
     let backend = spouting();
     let proxy = proxy_with("100KiB/s", &backend);
+    let started = Instant::now();
     let mut stream = request(ME, &proxy);
-    assert_rate(receive_until(&mut stream, Instant::now() + TIME), 100 * 1024);
+    assert_rate(started, 100 * 1024, |end| receive_until(&mut stream, end));
     reset(stream);
     let line = proxy.access_line("the stream", |line| line["bytes_out"].as_u64() > Some(100 * 1024));
     assert_eq!(line["bytes_spliced"], 0, "too little at a time for a pipe: {line}");
@@ -80,8 +93,9 @@ fn a_copied_stream_keeps_to_its_bandwidth() {
 fn a_spliced_stream_keeps_to_its_bandwidth() {
     let backend = spouting();
     let proxy = proxy_with("20MiB/s", &backend);
+    let started = Instant::now();
     let mut stream = request(ME, &proxy);
-    assert_rate(receive_until(&mut stream, Instant::now() + TIME), 20 * MIB);
+    assert_rate(started, 20 * MIB, |end| receive_until(&mut stream, end));
     reset(stream);
     let line = proxy.access_line("the stream", |line| line["bytes_out"].as_u64() > Some(MIB));
     let (spliced, all) = (line["bytes_spliced"].as_u64().unwrap(), line["bytes_out"].as_u64().unwrap());
@@ -92,19 +106,30 @@ fn a_spliced_stream_keeps_to_its_bandwidth() {
 fn connections_of_one_source_share_its_bandwidth_and_others_have_their_own() {
     let backend = spouting();
     let proxy = proxy_with("4MiB/s", &backend);
-    let mut streams = [request(ME, &proxy), request(ME, &proxy), request(loopback(2), &proxy)];
-    let end = Instant::now() + TIME;
-    let received = std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            streams.iter_mut().map(|stream| scope.spawn(move || receive_until(stream, end))).collect();
-        readers.into_iter().map(|reader| reader.join().unwrap()).collect::<Vec<_>>()
+    let started = Instant::now();
+    let mut pair = [request(ME, &proxy), request(ME, &proxy)];
+    let mut other = request(loopback(2), &proxy);
+    let mut shares = [0, 0];
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            assert_rate(started, 4 * MIB, |end| {
+                let received = receive_from_both(&mut pair, end);
+                shares = [shares[0] + received[0], shares[1] + received[1]];
+                received.iter().sum()
+            });
+        });
+        scope.spawn(|| assert_rate(started, 4 * MIB, |end| receive_until(&mut other, end)));
     });
-    assert_rate(received[0] + received[1], 4 * MIB);
-    assert_rate(received[2], 4 * MIB);
-    assert!(
-        received[..2].iter().all(|bytes| *bytes > MIB),
-        "one of the two got hardly anything: {received:?}"
-    );
+    assert!(shares.iter().all(|bytes| *bytes > MIB), "one of the two got hardly anything: {shares:?}");
+}
+
+fn receive_from_both(streams: &mut [TcpStream; 2], end: Instant) -> [u64; 2] {
+    std::thread::scope(|scope| {
+        streams
+            .each_mut()
+            .map(|stream| scope.spawn(move || receive_until(stream, end)))
+            .map(|reader| reader.join().unwrap())
+    })
 }
 
 #[test]
@@ -151,8 +176,9 @@ fn a_limit_of_a_route_is_for_that_route_only() {
         stream.write_all(&to(name)).unwrap();
         stream
     };
+    let started = Instant::now();
     let (mut slow, mut fast) = (open("slow.test"), open("fast.test"));
-    assert_rate(receive_until(&mut slow, Instant::now() + TIME), MIB);
+    assert_rate(started, MIB, |end| receive_until(&mut slow, end));
     let received = receive_until(&mut fast, Instant::now() + Duration::from_millis(500));
     assert!(received > 8 * MIB, "{received} bytes in half a second without a limit");
 }
