@@ -31,6 +31,7 @@ mod error;
 mod file;
 mod first;
 mod health;
+mod http;
 mod limits;
 mod lists;
 mod made_up;
@@ -41,6 +42,7 @@ mod resolve;
 mod route;
 mod schema;
 mod source;
+mod template;
 mod tls;
 mod tls_keys;
 mod units;
@@ -57,11 +59,17 @@ pub use diff::{Change, diff, fixed};
 pub use dns::{DnsConfig, DnsFamily};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use health::{Check, HealthConfig, HttpCheck, Roots, TlsCheck, Verify};
+pub use http::{
+    AnswerConfig, BackendHttp, FilesConfig, HeaderChanges, HostHeader, HttpConfig, HttpLimits, PathPattern,
+    PathRewrite, ProxyConfig, RedirectConfig, RequestAction, RequestConditions, RuleConfig, SplitKey,
+    ValuePattern, VariantConfig,
+};
 pub use limits::{BanRule, LimitAction, LimitConfig, Limits, Per, RateLimit};
 pub use lists::{ListFile, ListStamp};
 pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use route::{ActionConfig, Conditions, PassthroughConfig, Policies, RejectWith, RouteConfig, RouteKey};
 pub use schema::json_schema;
+pub use template::{Part, Template, TemplateError, Variable};
 pub use tls::{
     CertificateSource, CertificateStore, CipherSuite, ClientAuth, ClientAuthMode, Group, TerminateConfig,
     TlsPolicy, TlsVersion,
@@ -351,6 +359,8 @@ pub enum ExpectedAction {
     Passthrough,
     /// Passed to a backend without its TLS, which ends here.
     Terminate,
+    /// Spoken with by HTTP.
+    Http,
     /// Sent to https.
     Redirect,
     /// Refused, by a route or by a policy.

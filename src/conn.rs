@@ -14,13 +14,13 @@ use crate::peek::{ClientHello, Preface, Protocol};
 use crate::prelude::{Replay, Why};
 use crate::route::{Decision, Query, RouteId};
 use crate::snapshot::Snapshot;
+use crate::tls::End;
 
 mod accept;
 mod balance;
 mod cancel;
 mod census;
 mod context;
-mod end;
 mod hello_bytes;
 mod limited;
 mod metrics;
@@ -40,7 +40,6 @@ use balance::Admitted;
 pub use balance::{Inbox, Workers};
 pub use cancel::Sessions;
 pub use context::{Address, Context, ListenerContext, Shared};
-use end::End;
 pub use hello_bytes::HelloBytes;
 use limited::Entering;
 use metrics::Action;
@@ -248,11 +247,14 @@ async fn route(
     let query = Query { preface, client: record.client().ip(), listener: &listener.name };
     let (with, why) = match snapshot.table.find(&query) {
         Decision::Route(route) => match route.action() {
-            ActionConfig::Passthrough(_) | ActionConfig::Terminate(_) | ActionConfig::Redirect => {
+            ActionConfig::Passthrough(_)
+            | ActionConfig::Terminate(_)
+            | ActionConfig::Http(_)
+            | ActionConfig::Redirect => {
                 let (action, routed) = match route.action() {
                     ActionConfig::Terminate(_) => (Action::Terminate, Routed::To(route.id, true)),
                     ActionConfig::Redirect => (Action::Redirect, Routed::Redirect),
-                    ActionConfig::Passthrough(_) | ActionConfig::Reject(_) => {
+                    ActionConfig::Passthrough(_) | ActionConfig::Http(_) | ActionConfig::Reject(_) => {
                         (Action::Passthrough, Routed::To(route.id, false))
                     }
                 };

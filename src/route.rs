@@ -248,7 +248,9 @@ impl RouteTable {
             let conditions = &route.config.conditions;
             let http = conditions.inside.as_ref().is_none_or(|inside| inside.contains(&Protocol::Http));
             let named = verdict != Verdict::NoMatch && !matches!(step.probe, Probe::Anything);
-            serves |= http && named && route.action().backends().is_some();
+            let action = route.action();
+            serves |=
+                http && named && (action.stream_to().is_some() || matches!(action, ActionConfig::Http(_)));
         });
         serves
     }

@@ -236,7 +236,8 @@ fn open_access_log(config: &AccessLogConfig, registry: &Registry) -> Result<Acce
 /// # Errors
 /// [`StartError::Transparent`] with the place of the first that does.
 pub fn probe_transparent(config: &Config) -> Result<(), StartError> {
-    let asked = config.routes.iter().find_map(|route| route.action.backends()?.transparent.as_ref());
+    let mut all = config.routes.iter().flat_map(|route| route.action.backends());
+    let asked = all.find_map(|to| to.transparent.as_ref());
     let Some(origin) = asked else { return Ok(()) };
     net::probe_transparent().map_err(|source| StartError::Transparent { origin: origin.clone(), source })
 }

@@ -133,7 +133,7 @@ impl Snapshot {
     ) -> Self {
         let pools = Pools::new(config, before, resolver, own, registry);
         let live = config.routes.iter().map(|route| {
-            let backends = route.action.backends().and_then(|to| {
+            let backends = route.action.stream_to().and_then(|to| {
                 let pool = pools.find(&to.upstream.name)?;
                 Some(Backends {
                     upstream: Upstream::new(pool, (&route.name, to), resolver, registry),

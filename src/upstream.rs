@@ -162,7 +162,7 @@ impl Pools {
         own: &Arc<OwnListeners>,
         registry: &Arc<Registry>,
     ) -> Self {
-        let of_routes = config.routes.iter().filter_map(|route| Some(&route.action.backends()?.upstream));
+        let of_routes = config.routes.iter().flat_map(|route| route.action.backends()).map(|to| &to.upstream);
         let mut pools = HashMap::new();
         for upstream in config.upstreams.iter().chain(of_routes) {
             pools.entry(Arc::clone(&upstream.name)).or_insert_with(|| {

@@ -273,6 +273,11 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
                 ends(out, tls);
                 destination(out, config, to);
             }
+            ActionConfig::Http(http) => {
+                if let Some(tls) = &http.tls {
+                    ends(out, tls);
+                }
+            }
             ActionConfig::Redirect => {
                 let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Ja4Pattern, NamePattern, Origin, TerminateConfig, UpstreamConfig};
+use super::{HttpConfig, Ja4Pattern, NamePattern, Origin, TerminateConfig, TlsPolicy, UpstreamConfig};
 use crate::net::ProxyVersion;
 use crate::peek::{Pattern, Protocol};
 
@@ -69,6 +69,8 @@ pub enum ActionConfig {
     Passthrough(PassthroughConfig),
     /// End TLS, and pass on what comes out of it.
     Terminate(TerminateConfig),
+    /// Speak HTTP, in clear or inside TLS that ends here.
+    Http(Arc<HttpConfig>),
     /// Send the client of HTTP to the same place of `https`, if a route takes the name.
     Redirect,
     /// Refuse it.
@@ -166,11 +168,29 @@ impl Conditions {
 }
 
 impl ActionConfig {
-    /// The backends that it leads to, if it leads to any.
-    pub fn backends(&self) -> Option<&PassthroughConfig> {
+    /// Where it leads, if anywhere.
+    pub fn backends(&self) -> impl Iterator<Item = &PassthroughConfig> {
+        let http = match self {
+            Self::Http(http) => Some(http),
+            Self::Passthrough(_) | Self::Terminate(_) | Self::Redirect | Self::Reject(_) => None,
+        };
+        self.stream_to().into_iter().chain(http.into_iter().flat_map(|http| http.backends()))
+    }
+
+    /// The backends that streams are passed on to as they are, or without their TLS.
+    pub fn stream_to(&self) -> Option<&PassthroughConfig> {
         match self {
             Self::Passthrough(to) | Self::Terminate(TerminateConfig { to, .. }) => Some(to),
-            Self::Redirect | Self::Reject(_) => None,
+            Self::Http(_) | Self::Redirect | Self::Reject(_) => None,
+        }
+    }
+
+    /// How TLS is ended, where it is.
+    pub fn tls(&self) -> Option<&Arc<TlsPolicy>> {
+        match self {
+            Self::Terminate(terminate) => Some(&terminate.tls),
+            Self::Http(http) => http.tls.as_ref(),
+            Self::Passthrough(_) | Self::Redirect | Self::Reject(_) => None,
         }
     }
 }
@@ -209,6 +229,7 @@ impl fmt::Display for ActionConfig {
                     to.upstream.addresses().map(|address| format!("{scheme}{address}")).collect::<Vec<_>>();
                 write!(f, "{}{ends}", to.join(", "))
             }
+            Self::Http(http) => write!(f, "http ({} rules)", http.rules.len()),
             Self::Redirect => f.write_str("redirect (https)"),
             Self::Reject(with) => write!(f, "reject ({with})"),
         }

@@ -29,9 +29,10 @@ const REJECTS: [(&str, RejectWith); 5] = [
     ("drop", RejectWith::Drop),
 ];
 
-const ACTIONS: [(&str, ExpectedAction); 4] = [
+const ACTIONS: [(&str, ExpectedAction); 5] = [
     ("passthrough", ExpectedAction::Passthrough),
     ("terminate", ExpectedAction::Terminate),
+    ("http", ExpectedAction::Http),
     ("redirect", ExpectedAction::Redirect),
     ("reject", ExpectedAction::Reject),
 ];
@@ -228,7 +229,7 @@ macro_rules! word_value {
 
 word_value!(RejectWith, "\"answer\", \"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
 word_value!(RedirectWord, "\"https\"", REDIRECTS);
-word_value!(ExpectedAction, "\"passthrough\", \"redirect\" or \"reject\"", ACTIONS);
+word_value!(ExpectedAction, "\"passthrough\", \"terminate\", \"http\", \"redirect\" or \"reject\"", ACTIONS);
 word_value!(ReloadOn, "\"signal\" or \"change\"", RELOADS);
 word_value!(Sandbox, "\"landlock\" or \"off\"", SANDBOXES);
 word_value!(LogFormat, "\"json\" or \"logfmt\"", FORMATS);

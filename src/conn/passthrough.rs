@@ -10,7 +10,6 @@ use tracing::{debug, warn};
 use super::balance::Live;
 use super::cancel::{Server, Session};
 use super::context::Context;
-use super::end::End;
 use super::prelude::{self, PlayError};
 use super::proxy::Told;
 use super::record::ConnRecord;
@@ -22,6 +21,7 @@ use crate::peek::{Protocol, ServerName};
 use crate::prelude::Replay;
 use crate::route::RouteId;
 use crate::snapshot::{Backends, Snapshot};
+use crate::tls::End;
 use crate::upstream::{Caller, ConnectError, ConnectFailure, UpstreamConn};
 
 /// A connection with its backend.

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
-use super::end::End;
 use super::record::ConnRecord;
 use super::termination::Termination;
 use crate::config::RejectWith;
 use crate::net::{Direction, Meter, Scratch, Timer, hide_close, reset_on_close};
 use crate::peek::{Preface, Protocol};
 use crate::prelude::{self, Why};
+use crate::tls::End;
 
 /// How long, and for how many reads, a refused client may go on sending. Closing while its bytes come in
 /// would reset the connection and take what it is told away before it is read.

@@ -8,7 +8,6 @@ use rustls::ServerConfig;
 use tracing::debug;
 
 use super::context::Context;
-use super::end::End;
 use super::passthrough::{Alone, Client};
 use super::peek::Limits;
 use super::record::ConnRecord;
@@ -16,7 +15,7 @@ use super::refuse::{Refusal, alert};
 use super::termination::{Cause, Stage, Termination};
 use crate::net::{Direction, Meter, Socket, Timer};
 use crate::peek::ClientHello;
-use crate::tls::{Acceptor, Handshake, HandshakeError};
+use crate::tls::{Acceptor, End, Handshake, HandshakeError};
 
 /// Handshakes of all workers that are under way, of which there may be so many at once.
 #[derive(Debug)]

@@ -323,7 +323,7 @@ impl<'s> Coalescing<'s> {
 /// Whether connections of the route come to a backend at all.
 fn is_led(scope: &Scope, id: RouteId) -> bool {
     scope.route(id).is_some_and(|route| match &route.action {
-        ActionConfig::Passthrough(_) | ActionConfig::Terminate(_) => true,
+        ActionConfig::Passthrough(_) | ActionConfig::Terminate(_) | ActionConfig::Http(_) => true,
         ActionConfig::Redirect | ActionConfig::Reject(_) => false,
     })
 }

@@ -95,7 +95,10 @@ impl Scope {
             .map(|route| match &route.action {
                 ActionConfig::Passthrough(passthrough) => endpoints(passthrough),
                 // Where TLS ends here, backends are not asked for theirs.
-                ActionConfig::Terminate(_) | ActionConfig::Redirect | ActionConfig::Reject(_) => Vec::new(),
+                ActionConfig::Terminate(_)
+                | ActionConfig::Http(_)
+                | ActionConfig::Redirect
+                | ActionConfig::Reject(_) => Vec::new(),
             })
             .collect();
         let tested = config.tests.iter().filter_map(|test| match &test.input {

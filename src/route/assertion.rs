@@ -7,6 +7,7 @@ use super::{Decision, Query, RouteTable};
 use crate::config::{
     ActionConfig, Expectation, ExpectedAction, Origin, RejectWith, TerminateConfig, TestCase, TestInput,
 };
+use crate::net::UpstreamAddr;
 use crate::peek::{Alpn, ClientHello, Detector, HelloError, Preface};
 use crate::prelude;
 
@@ -116,10 +117,14 @@ fn holds(expect: &Expectation, decision: &Decision<'_>) -> bool {
         (Decision::NoRoute(_, with), _) | (_, Some(ActionConfig::Reject(with))) => Some(*with),
         _ => None,
     };
-    let backends = action.and_then(ActionConfig::backends);
+    let is_led = |to: &UpstreamAddr| {
+        let mut all = action.into_iter().flat_map(ActionConfig::backends);
+        all.any(|backends| backends.upstream.addresses().any(|addr| addr == to))
+    };
     let action = match expect.action {
         Some(ExpectedAction::Passthrough) => matches!(action, Some(ActionConfig::Passthrough(_))),
         Some(ExpectedAction::Terminate) => matches!(action, Some(ActionConfig::Terminate(_))),
+        Some(ExpectedAction::Http) => matches!(action, Some(ActionConfig::Http(_))),
         Some(ExpectedAction::Redirect) => matches!(action, Some(ActionConfig::Redirect)),
         Some(ExpectedAction::Reject) => reject.is_some(),
         None => true,
@@ -127,10 +132,7 @@ fn holds(expect: &Expectation, decision: &Decision<'_>) -> bool {
     action
         && expect.route.as_ref().is_none_or(|name| route.is_some_and(|route| route.config.name == *name))
         && expect.reject.is_none_or(|with: RejectWith| reject == Some(with))
-        && expect
-            .to
-            .iter()
-            .all(|addr| backends.is_some_and(|backends| backends.upstream.addresses().any(|to| to == addr)))
+        && expect.to.iter().all(is_led)
 }
 
 impl fmt::Display for Decision<'_> {
@@ -146,6 +148,7 @@ impl fmt::Display for Decision<'_> {
                             write!(f, "{}{addr}", if index == 0 { "" } else { ", " })?;
                         }
                     }
+                    ActionConfig::Http(_) => f.write_str("http")?,
                     ActionConfig::Redirect => f.write_str("redirect to https")?,
                     ActionConfig::Reject(with) => write!(f, "reject ({with})")?,
                 }
@@ -164,6 +167,7 @@ impl fmt::Display for Expectation {
         match self.action {
             Some(ExpectedAction::Passthrough) => parts.push("passthrough".to_owned()),
             Some(ExpectedAction::Terminate) => parts.push("terminate".to_owned()),
+            Some(ExpectedAction::Http) => parts.push("http".to_owned()),
             Some(ExpectedAction::Redirect) => parts.push("redirect".to_owned()),
             Some(ExpectedAction::Reject) => parts.push("reject".to_owned()),
             None => {}

@@ -13,7 +13,7 @@ use landlock::{
 use tracing::{info, warn};
 
 use crate::config::{
-    ActionConfig, AdminAddr, CertificateSource, CertificateStore, Config, LogTarget, RouteConfig, Sandbox,
+    AdminAddr, CertificateSource, CertificateStore, Config, LogTarget, RouteConfig, Sandbox,
 };
 
 /// Read from time to time: names (hosts, resolv.conf and where that leads to), users, figures of the process, settings
@@ -71,7 +71,7 @@ fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let files = origins.chain(routes).map(|origin| folder(&origin.file));
     let limits = &config.limits;
     let lists = limits.allow_files.iter().chain(&limits.deny_files).map(|list| folder(&list.path));
-    let of_routes = config.routes.iter().filter_map(|route| Some(&route.action.backends()?.upstream));
+    let of_routes = config.routes.iter().flat_map(|route| route.action.backends()).map(|to| &to.upstream);
     let upstreams = config.upstreams.iter().chain(of_routes);
     let of_upstreams = upstreams.flat_map(|upstream| {
         let roots = upstream.health.as_ref().and_then(|health| health.check.tls()?.verify.file());
@@ -93,12 +93,9 @@ fn readable(config: &Config) -> BTreeSet<PathBuf> {
 
 /// Where this process keeps what it has made.
 fn kept(config: &Config) -> BTreeSet<PathBuf> {
-    let of_route = |route: &RouteConfig| match &route.action {
-        ActionConfig::Terminate(terminate) => match &terminate.tls.certificates {
-            CertificateStore::SelfSigned(folder) => folder.clone(),
-            CertificateStore::Files(_) | CertificateStore::Acme(_) => None,
-        },
-        ActionConfig::Passthrough(_) | ActionConfig::Redirect | ActionConfig::Reject(_) => None,
+    let of_route = |route: &RouteConfig| match &route.action.tls()?.certificates {
+        CertificateStore::SelfSigned(folder) => folder.clone(),
+        CertificateStore::Files(_) | CertificateStore::Acme(_) => None,
     };
     let acme = config.acme.iter().map(|acme| acme.state.clone());
     config.routes.iter().filter_map(of_route).chain(acme).collect()
@@ -106,8 +103,9 @@ fn kept(config: &Config) -> BTreeSet<PathBuf> {
 
 /// Where the certificates of a route are; what is a folder itself may have others in it.
 fn certificate_folders(route: &RouteConfig) -> Vec<PathBuf> {
-    let ActionConfig::Terminate(terminate) = &route.action else { return Vec::new() };
-    let CertificateStore::Files(sources) = &terminate.tls.certificates else { return Vec::new() };
+    let Some(CertificateStore::Files(sources)) = route.action.tls().map(|tls| &tls.certificates) else {
+        return Vec::new();
+    };
     let of_source = |source: &CertificateSource| match source {
         CertificateSource::Path(path) if path.is_dir() => vec![path.clone()],
         CertificateSource::Path(path) => vec![folder(path)],

@@ -18,9 +18,7 @@ use super::certs::{CertificateError, Certificates, Store};
 use super::client_auth::ClientAuthError;
 use super::metrics::HandshakeMetrics;
 use super::policy;
-use crate::config::{
-    ActionConfig, CertificateSource, CertificateStore, Config, NamePattern, RouteKey, TlsPolicy,
-};
+use crate::config::{CertificateSource, CertificateStore, Config, NamePattern, RouteKey, TlsPolicy};
 use crate::peek::ServerName;
 use crate::telemetry::Registry;
 
@@ -119,8 +117,7 @@ impl Acceptors {
     ) -> Result<Self, AcceptorError> {
         let mut acceptors = Self::default();
         for route in &config.routes {
-            let ActionConfig::Terminate(terminate) = &route.action else { continue };
-            let policy = &terminate.tls;
+            let Some(policy) = route.action.tls() else { continue };
             let certificates = match &policy.certificates {
                 CertificateStore::Files(sources) => {
                     Source::Files(acceptors.files((sources, false), before, registry)?)

@@ -259,7 +259,7 @@ pub(super) fn with_challenges(alpn: Option<Vec<Box<[u8]>>>, action: &ActionConfi
 }
 
 fn is_acme(action: &ActionConfig) -> bool {
-    matches!(action, ActionConfig::Terminate(terminate) if matches!(terminate.tls.certificates, CertificateStore::Acme(_)))
+    action.tls().is_some_and(|tls| matches!(tls.certificates, CertificateStore::Acme(_)))
 }
 
 fn redirects_http(routes: &[RouteConfig]) -> bool {

@@ -165,6 +165,7 @@ fn check_contradiction(expect: &Expect, out: &mut Output) {
         (to, is(ExpectedAction::Reject)),
         (reject, is(ExpectedAction::Passthrough)),
         (reject, is(ExpectedAction::Terminate)),
+        (reject, is(ExpectedAction::Http)),
         (to, reject),
     ];
     let pairs = rejected.into_iter().chain([(to, redirected), (reject, redirected)]);

@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::{Buffers, Handshake, TlsStream};
 use crate::net::{Conduit, Filled, Pipe, Socket};
-use crate::tls::{Buffers, Handshake, TlsStream};
 
 /// One end of a connection.
 #[derive(Debug)]
-pub(super) enum End {
+pub enum End {
     /// Bytes as they are.
     Plain(Socket),
     /// What is inside TLS.
@@ -21,7 +21,7 @@ pub(super) enum End {
 
 impl End {
     /// The end at `socket`, where it is one with the TLS that was agreed on.
-    pub(super) fn new(socket: Socket, tls: Option<Box<Handshake>>, buffers: &Rc<Buffers>) -> Self {
+    pub fn new(socket: Socket, tls: Option<Box<Handshake>>, buffers: &Rc<Buffers>) -> Self {
         match tls {
             Some(handshake) => Self::Tls(Box::new(handshake.into_stream(socket, buffers))),
             None => Self::Plain(socket),
@@ -29,7 +29,7 @@ impl End {
     }
 
     /// The protocol inside TLS that was agreed on.
-    pub(super) fn alpn(&self) -> Option<&[u8]> {
+    pub fn alpn(&self) -> Option<&[u8]> {
         match self {
             Self::Plain(_) => None,
             Self::Tls(stream) => stream.negotiated().alpn,
@@ -37,7 +37,7 @@ impl End {
     }
 
     /// What it is read from.
-    pub(super) fn socket(&self) -> &Socket {
+    pub fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(stream) => stream.socket(),
