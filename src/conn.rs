@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{ActionConfig, RejectWith};
@@ -22,6 +23,7 @@ mod cancel;
 mod census;
 mod context;
 mod hello_bytes;
+mod http;
 mod limited;
 mod metrics;
 mod passthrough;
@@ -43,7 +45,7 @@ pub use context::{Address, Context, ListenerContext, Shared};
 pub use hello_bytes::HelloBytes;
 use limited::Entering;
 use metrics::Action;
-use passthrough::{Alone, Begun, Client, Counted, Established};
+use passthrough::{Alone, Begun, Client, Counted, Relayed};
 use peek::First;
 use prelude::Opened;
 use proxy::Told;
@@ -57,19 +59,26 @@ async fn serve(admitted: Box<Admitted>, mut record: ConnRecord) {
     let cx = Rc::clone(record.context());
     let mut timer = cx.timers.timer();
     // What only the first moments need is in a box of its own, freed before the relay, which may last for days.
-    let mut established = match Box::pin(establish(admitted, &cx, &mut record, &mut timer)).await {
-        Ok(established) => established,
-        Err(ended) => return record.finish(ended),
+    let termination = match Box::pin(establish(admitted, &cx, &mut record, &mut timer)).await {
+        Ok(Established::Relay(mut relayed)) => poll_fn(|task| relayed.poll(task, &record, &mut timer)).await,
+        Ok(Established::Http(session)) => Box::pin(session.run()).await,
+        Err(ended) => ended,
     };
-    let termination = poll_fn(|task| established.poll(task, &record, &mut timer)).await;
-    drop(established);
     record.finish(termination);
+}
+
+/// What a connection has come to.
+enum Established<'a> {
+    /// Its streams are relayed.
+    Relay(Relayed<'a>),
+    /// Its requests are answered.
+    Http(Box<http::Session>),
 }
 
 /// Finds out whose connection it is and what, routes and connects; refuses what comes to nothing.
 async fn establish<'a>(
     admitted: Box<Admitted>,
-    cx: &'a Context,
+    cx: &'a Rc<Context>,
     record: &mut ConnRecord,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
@@ -124,9 +133,9 @@ fn spoken(preface: &Preface) -> Protocol {
 async fn proceed<'a>(
     mut client: Client,
     opened: Opened,
-    (snapshot, listener, limits): (&Snapshot, &ListenerContext, peek::Limits),
+    (snapshot, listener, limits): (&Snapshot, &Arc<ListenerContext>, peek::Limits),
     record: &mut ConnRecord,
-    cx: &'a Context,
+    cx: &'a Rc<Context>,
     timer: &mut Timer<'_>,
 ) -> Result<Established<'a>, Termination> {
     let Opened { preface, replay, cancels } = opened;
@@ -143,20 +152,24 @@ async fn proceed<'a>(
         Ok(Routed::To(route, ends)) => {
             let begun =
                 begin(client, (preface, replay), (route, ends), (snapshot, limits), record, cx, timer);
-            let established = match begun.await {
+            let relayed = match begun.await {
                 // In a box of its own, which is not there while first bytes are awaited.
                 Ok((client, begun)) => {
                     Box::pin(passthrough::connect(client, begun, snapshot, route, record, cx, timer)).await
                 }
                 Err(alone) => Err(alone),
             };
-            match established {
-                Ok(established) => Ok(established),
-                Err(Alone { stream, refusal, why }) => {
-                    listener.metrics.rejected(why.reason);
-                    refuse::refuse(stream, refusal, record, &cx.scratch, timer).await;
-                    Err(why)
-                }
+            match relayed {
+                Ok(relayed) => Ok(Established::Relay(relayed)),
+                Err(alone) => Err(turn_away(alone, listener, record, cx, timer).await),
+            }
+        }
+        Ok(Routed::Http(route, name)) => {
+            let speaking =
+                speak(client, preface, (route, name), (snapshot, listener, limits), record, cx, timer);
+            match Box::pin(speaking).await {
+                Ok(session) => Ok(Established::Http(session)),
+                Err(alone) => Err(turn_away(alone, listener, record, cx, timer).await),
             }
         }
         Ok(Routed::Redirect) => {
@@ -178,6 +191,43 @@ async fn proceed<'a>(
             Err(why)
         }
     }
+}
+
+/// Tells a client that there is no backend for it.
+async fn turn_away(
+    alone: Alone,
+    listener: &ListenerContext,
+    record: &mut ConnRecord,
+    cx: &Context,
+    timer: &mut Timer<'_>,
+) -> Termination {
+    let Alone { stream, refusal, why } = alone;
+    listener.metrics.rejected(why.reason);
+    refuse::refuse(stream, refusal, record, &cx.scratch, timer).await;
+    why
+}
+
+/// A connection of which requests are answered here, once its TLS has ended where it has any.
+async fn speak(
+    mut client: Client,
+    preface: Preface,
+    (route, name): (RouteId, Arc<str>),
+    (snapshot, listener, limits): (&Snapshot, &Arc<ListenerContext>, peek::Limits),
+    record: &mut ConnRecord,
+    cx: &Rc<Context>,
+    timer: &mut Timer<'_>,
+) -> Result<Box<http::Session>, Alone> {
+    let client = match preface.hello() {
+        Some(hello) => {
+            let acceptor = snapshot.live(route).and_then(|live| live.acceptor.as_ref());
+            terminate::terminate(client, hello, acceptor, limits, record, cx, timer).await?
+        }
+        None => {
+            client.counted.permit.hello_done();
+            client.into()
+        }
+    };
+    Ok(Box::new(http::Session::new(client, preface, &name, listener, record, cx)))
 }
 
 /// What a backend is to be connected to for: the client as it is, or, where TLS ends here, what is inside that.
@@ -209,6 +259,8 @@ async fn begin(
 enum Routed {
     /// To a backend; whether TLS ends here before.
     To(RouteId, bool),
+    /// By its requests.
+    Http(RouteId, Arc<str>),
     Redirect,
 }
 
@@ -253,13 +305,16 @@ async fn route(
             | ActionConfig::Redirect => {
                 let (action, routed) = match route.action() {
                     ActionConfig::Terminate(_) => (Action::Terminate, Routed::To(route.id, true)),
+                    ActionConfig::Http(_) => {
+                        (Action::Http, Routed::Http(route.id, Arc::clone(&route.config.name)))
+                    }
                     ActionConfig::Redirect => (Action::Redirect, Routed::Redirect),
-                    ActionConfig::Passthrough(_) | ActionConfig::Http(_) | ActionConfig::Reject(_) => {
+                    ActionConfig::Passthrough(_) | ActionConfig::Reject(_) => {
                         (Action::Passthrough, Routed::To(route.id, false))
                     }
                 };
                 // A handshake counts as part of the hello.
-                if action != Action::Terminate {
+                if matches!(action, Action::Passthrough | Action::Redirect) {
                     entering.permit.hello_done();
                 }
                 record.routed(action, &route.config.name, snapshot.live(route.id));

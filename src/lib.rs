@@ -11,6 +11,7 @@
 //! - [`snapshot`] is one generation of the configuration at work.
 //! - [`probe`] asks backends what their clients see of their TLS, and finds what is wrong with it.
 //! - [`service`] is what a supervisor is told, and whose rights the process keeps.
+//! - [`http`] answers requests, or has them answered by backends.
 //! - [`guard`] refuses by address, [`route`] chooses, [`upstream`] connects, [`telemetry`] tells.
 //! - [`tls`] is TLS that ends here, with clients and with backends.
 //! - [`config`] is what the user wrote, resolved.
@@ -25,6 +26,7 @@ pub mod control;
 pub mod drain;
 pub mod guard;
 pub mod handover;
+pub mod http;
 pub mod net;
 pub mod peek;
 pub mod prelude;

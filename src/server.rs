@@ -24,6 +24,7 @@ use crate::control::{Generation, REQUESTS, Request};
 use crate::drain::{self, Hangup, Readiness, Signalled, Signals};
 use crate::guard::Guard;
 use crate::handover::{Inherited, Program};
+use crate::http::disk::Disk;
 use crate::net::{self, InstanceId, OwnListeners};
 use crate::probe::{self, Scope};
 use crate::route::{Mismatch, RouteTable, check_assertion};
@@ -327,6 +328,7 @@ fn shared(
         handshakes: Handshakes::new(budget.handshakes),
         challenges: Arc::default(),
         crew: Crew::new(budget.workers),
+        disk: Disk::new(budget.workers),
         sessions: Arc::default(),
         pipes: Arc::new(AtomicUsize::new(0)),
     }

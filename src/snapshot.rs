@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 
-use crate::config::{Config, ListenerConfig, RejectWith, RouteKey, Timeouts};
+use crate::config::{ActionConfig, Config, ListenerConfig, RejectWith, RouteKey, Timeouts};
 use crate::guard::Acl;
+use crate::http::Site;
 use crate::net::{IdleLimits, OwnListeners, ProxyVersion};
 use crate::peek::Protocol;
 use crate::prelude::{Greeting, Prelude};
@@ -57,6 +58,8 @@ pub struct Snapshot {
     /// Whether the access log tells them.
     pub tells_ja4: bool,
     live: Vec<LiveRoute>,
+    /// By route, what becomes of requests.
+    sites: HashMap<Arc<str>, Arc<Site>>,
     unrouted: Arc<Traffic>,
     /// By listener, what its clients may begin with.
     beginnings: HashMap<Arc<str>, Beginnings>,
@@ -145,6 +148,13 @@ impl Snapshot {
             let traffic = Arc::new(Traffic::new(&route.name, registry));
             LiveRoute { traffic, backends, acceptor: acceptors.find(&route.name).cloned() }
         });
+        let live = live.collect();
+        let sites = config.routes.iter().filter_map(|route| {
+            let ActionConfig::Http(http) = &route.action else { return None };
+            let site = Site::new(&route.name, http, &pools, resolver, registry);
+            Some((Arc::clone(&route.name), Arc::new(site)))
+        });
+        let sites = sites.collect();
         let table = RouteTable::new(config);
         let beginnings = |listener: &ListenerConfig| {
             (Arc::clone(&listener.name), Beginnings::new(listener, config, &table))
@@ -154,7 +164,8 @@ impl Snapshot {
         let trusted =
             behind.map(|listener| (Arc::clone(&listener.name), Acl::new(&listener.proxy_protocol, &[])));
         Self {
-            live: live.collect(),
+            live,
+            sites,
             pools,
             trusted: trusted.collect(),
             wants_ja4: config.access_log.ja4 || table.wants_ja4(),
@@ -171,6 +182,11 @@ impl Snapshot {
     /// What belongs to a route of [`Self::table`].
     pub fn live(&self, id: RouteId) -> Option<&LiveRoute> {
         self.live.get(id.index())
+    }
+
+    /// What becomes of the requests of a route.
+    pub fn site(&self, route: &str) -> Option<&Arc<Site>> {
+        self.sites.get(route)
     }
 
     /// The counters for connections without a route.

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::config::{Balance, ClientKey, Config, PassthroughConfig};
 use crate::net::{OwnListeners, Socket, UpstreamAddr};
 use crate::telemetry::Registry;
-use crate::tls::{Handshake, HandshakeError};
+use crate::tls::{Connector, Handshake, HandshakeError};
 
 pub mod balance;
 mod connect;
@@ -38,8 +38,8 @@ mod resolve;
 mod retries;
 mod vet;
 
-pub use connect::Caller;
 use connect::Securing;
+pub use connect::{Caller, Leased};
 pub use endpoint::{Endpoint, Lease, Target};
 pub use forward::Forward;
 pub use operate::{Changed, Warning};
@@ -255,6 +255,11 @@ impl Upstream {
             forward,
             securing: Securing::new(pool, route, registry),
         }
+    }
+
+    /// How TLS is spoken with its endpoints, where it is.
+    pub fn connector(&self) -> Option<&Arc<Connector>> {
+        self.pool.connector()
     }
 
     /// Whether TLS is spoken with its endpoints.

@@ -244,6 +244,7 @@ mod tests {
             handshakes: Handshakes::new(1),
             challenges: Arc::default(),
             crew: Crew::new(1),
+            disk: crate::http::disk::Disk::new(1),
             sessions: Arc::default(),
             pipes: Arc::new(AtomicUsize::new(0)),
         };

@@ -16,6 +16,7 @@ use super::metrics::ListenerMetrics;
 use super::registry::Registry as Connections;
 use super::terminate::Handshakes;
 use crate::guard::Guard;
+use crate::http::{self, disk::Disk};
 use crate::net::{InstanceId, Reactor, Scratch, Timers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, Registry};
@@ -51,6 +52,8 @@ pub struct Shared {
     pub challenges: Arc<Challenges>,
     /// Who works on those that would hold up other connections.
     pub crew: Crew,
+    /// Who reads files that answer requests.
+    pub disk: Disk,
     /// With which servers of PostgreSQL clients have sessions.
     pub sessions: Arc<Sessions>,
     /// How many pipes there are.
@@ -65,10 +68,12 @@ pub struct Context {
     /// What they wait on.
     pub reactor: Rc<Reactor>,
     /// Their deadlines, which the reactor keeps going.
-    pub timers: Timers,
-    pub(super) scratch: Scratch,
+    pub timers: Rc<Timers>,
+    pub(super) scratch: Rc<Scratch>,
     /// Where records of TLS are made and taken apart.
     pub(super) tls: Rc<Buffers>,
+    /// The same for connections of HTTP, and their connections to backends.
+    pub(super) http: Rc<http::Thread>,
     /// Those that are open.
     pub(super) connections: Connections,
     worker: u16,
@@ -111,12 +116,17 @@ impl Context {
     /// The context of the `worker`th of the workers, whose `inbox` this is, and which may have up to `pipes`
     /// pipes.
     pub fn new(shared: Arc<Shared>, reactor: Rc<Reactor>, worker: u16, inbox: &Inbox, pipes: usize) -> Self {
+        let (timers, tls) = (Rc::new(Timers::new()), Buffers::new());
+        let scratch = Rc::new(Scratch::new(pipes).counted_in(Arc::clone(&shared.pipes)));
+        // Several proxies in a row are told apart by it.
+        let pseudonym = format!("portcullis-{}", shared.instance).into();
         Self {
-            tls: Buffers::new(),
-            scratch: Scratch::new(pipes).counted_in(Arc::clone(&shared.pipes)),
+            http: http::Thread::new(&reactor, &timers, &tls, &scratch, &shared.disk, pseudonym),
+            tls,
+            scratch,
             shared,
             reactor,
-            timers: Timers::new(),
+            timers,
             connections: Connections::default(),
             worker,
             load: Arc::clone(inbox.load()),

@@ -71,6 +71,8 @@ pub(super) enum Action {
     Passthrough,
     /// Passed to a backend without its TLS, or meant to be.
     Terminate,
+    /// Its requests are answered here, or passed on one by one.
+    Http,
     /// Sent to https.
     Redirect,
     /// Refused, by a route or by a policy.
@@ -124,13 +126,14 @@ impl ListenerMetrics {
 }
 
 impl Action {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Passthrough, Self::Terminate, Self::Redirect, Self::Reject, Self::None];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Passthrough, Self::Terminate, Self::Http, Self::Redirect, Self::Reject, Self::None];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Passthrough => "passthrough",
             Self::Terminate => "terminate",
+            Self::Http => "http",
             Self::Redirect => "redirect",
             Self::Reject => "reject",
             Self::None => "none",

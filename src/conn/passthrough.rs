@@ -25,7 +25,7 @@ use crate::tls::End;
 use crate::upstream::{Caller, ConnectError, ConnectFailure, UpstreamConn};
 
 /// A connection with its backend.
-pub(super) struct Established<'a> {
+pub(super) struct Relayed<'a> {
     ends: Ends,
     relay: Relay<'a>,
     /// What it counts for, until dropped.
@@ -95,7 +95,7 @@ pub(super) async fn connect<'a>(
     record: &mut ConnRecord,
     cx: &'a Context,
     timer: &mut Timer<'_>,
-) -> Result<Established<'a>, Alone> {
+) -> Result<Relayed<'a>, Alone> {
     let Client { stream, mut said, told, mut counted } = client;
     let Begun { replay, without_backend: refusal, protocol, may_move } = begun;
     let Some(backends) = snapshot.live(route).and_then(|live| live.backends.as_ref()) else {
@@ -139,7 +139,7 @@ pub(super) async fn connect<'a>(
     let relay = Relay::new(left, &cx.scratch, backends.idle, timer.now()).throttled(throttle);
     let upstream = End::new(connection.stream, connection.tls, &cx.tls);
     let ends = Ends { client: stream, upstream, whole: false };
-    Ok(Established { ends, relay, _counted: counted })
+    Ok(Relayed { ends, relay, _counted: counted })
 }
 
 /// Whose connection it is that needs a backend.
@@ -153,7 +153,7 @@ fn caller<'c>(
     Caller {
         client: record.client().ip(),
         server_name: server_name.map(ServerName::as_str),
-        socket: stream.socket(),
+        socket: Some(stream.socket()),
         ends_as_one: record.is_tls(),
         may_move,
         alpn: stream.alpn(),
@@ -235,7 +235,7 @@ fn tell_failure(failure: ConnectFailure, record: &mut ConnRecord, cx: &Context) 
     record.tried(endpoint);
 }
 
-impl Established<'_> {
+impl Relayed<'_> {
     /// Relays until the end.
     pub(super) fn poll(
         &mut self,

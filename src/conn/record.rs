@@ -25,7 +25,9 @@ use crate::upstream::{Endpoint, Lease};
 mod line;
 mod meter;
 
-use line::{EndedTls, Line, format_time, milliseconds};
+use line::{EndedTls, Line, milliseconds};
+pub(super) use line::{format_time, logfmt};
+pub(super) use meter::Requests;
 use meter::{Counts, TrafficMeter};
 
 /// The story of a connection. Dropped without an end, it was forced.
@@ -208,8 +210,9 @@ impl ConnRecord {
         let mut story = self.story();
         story.action = action;
         story.route = Some(Arc::clone(route));
+        let tls = story.tls;
         drop(story);
-        if action == Action::Terminate {
+        if matches!(action, Action::Terminate | Action::Http) && tls {
             // What is inside TLS is counted.
             self.open.counts.received.set(0);
             self.open.counts.sent.set(0);
@@ -238,6 +241,17 @@ impl ConnRecord {
         let mut story = self.story();
         story.tls = false;
         story.ended_tls = Some(Box::new(EndedTls::new(negotiated)));
+    }
+
+    /// Its requests are answered one by one: what counts them.
+    pub(super) fn speaks_http(&mut self) -> Requests {
+        self.story().stage = Stage::Http;
+        Requests { open: Rc::clone(&self.open), traffic: self.traffic.clone() }
+    }
+
+    /// Its number, unique in the process.
+    pub(super) fn number(&self) -> u64 {
+        self.story().id
     }
 
     pub(super) fn connecting(&mut self) {
@@ -404,6 +418,7 @@ impl Story {
             bytes_in: counts.received.get(),
             bytes_out: counts.sent.get(),
             bytes_spliced: counts.spliced.get(),
+            requests: (self.action == Action::Http).then(|| counts.requests.get()),
             cause: end.map(|end| end.cause.as_str()),
             stage: stage.as_str(),
         }
@@ -480,6 +495,7 @@ pub(super) fn tell_rejection(
         bytes_in: 0,
         bytes_out: 0,
         bytes_spliced: 0,
+        requests: None,
         cause: Some(end.cause.as_str()),
         stage: end.stage.as_str(),
     };

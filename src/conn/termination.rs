@@ -55,6 +55,8 @@ pub enum Stage {
     Connect,
     /// Bytes were passing.
     Relay,
+    /// Answering requests.
+    Http,
 }
 
 /// The end of a connection.
@@ -300,6 +302,7 @@ impl Stage {
             Self::Handshake => "handshake",
             Self::Connect => "connect",
             Self::Relay => "relay",
+            Self::Http => "http",
         }
     }
 }

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::balance::{name_key, source_key};
-use super::endpoint::{Attempt, Lease, Target};
+use super::endpoint::{Attempt, Endpoint, Lease, Target};
 use super::forward::Forward;
 use super::members::{SEED, Shortage, Wanted};
 use super::{ConnectError, ConnectFailure, LookupError, Pool, Upstream, UpstreamConn};
@@ -34,8 +34,8 @@ pub struct Caller<'a> {
     pub client: IpAddr,
     /// The server name that it asks for.
     pub server_name: Option<&'a str>,
-    /// Its connection.
-    pub socket: &'a Socket,
+    /// Its connection, where that is watched meanwhile.
+    pub socket: Option<&'a Socket>,
     /// Whether it is of no use once the client's stream has ended, as in TLS, which needs an answer to its hello answered.
     pub ends_as_one: bool,
     /// Whether another endpoint may be sent the same first bytes while there is no answer.
@@ -55,6 +55,8 @@ struct Search<'a, 't> {
     source: Option<IpAddr>,
     /// Where clients name the server: how it is found, and its name.
     named: Option<(&'a Forward, &'a str)>,
+    /// Whether there is a connection to an endpoint already.
+    kept: &'a dyn Fn(&Arc<Endpoint>) -> bool,
     caller: Caller<'a>,
     wanted: Wanted,
     start: Instant,
@@ -73,6 +75,21 @@ struct Reached {
     sent: usize,
     /// Where that is, of a server that the client names.
     named: Option<SocketAddr>,
+}
+
+/// What a request goes to.
+#[derive(Debug)]
+pub enum Leased {
+    /// A connection that is kept, to this endpoint.
+    Kept(Lease),
+    /// A connection that was made.
+    New(UpstreamConn),
+}
+
+/// What an attempt came to.
+enum Made {
+    Kept(Lease),
+    New(Connected),
 }
 
 /// A connection that can be used.
@@ -115,6 +132,37 @@ impl Upstream {
         reactor: &Rc<Reactor>,
         timer: &mut Timer<'_>,
     ) -> Result<UpstreamConn, ConnectFailure> {
+        match self.search(first, &|_| false, caller, reactor, timer).await? {
+            Leased::New(connection) => Ok(connection),
+            Leased::Kept(lease) => {
+                let endpoint = Some(Arc::clone(lease.endpoint()));
+                Err(ConnectFailure { error: ConnectError::NoEndpoint, endpoint })
+            }
+        }
+    }
+
+    /// The same for a request, which needs no connection of its own where `kept` has one to the endpoint that it is for.
+    ///
+    /// # Errors
+    /// The failure of the last attempt, or why there was none.
+    pub async fn lease(
+        &self,
+        kept: &dyn Fn(&Arc<Endpoint>) -> bool,
+        caller: Caller<'_>,
+        reactor: &Rc<Reactor>,
+        timer: &mut Timer<'_>,
+    ) -> Result<Leased, ConnectFailure> {
+        self.search(&[], kept, caller, reactor, timer).await
+    }
+
+    async fn search(
+        &self,
+        first: &[u8],
+        kept: &dyn Fn(&Arc<Endpoint>) -> bool,
+        caller: Caller<'_>,
+        reactor: &Rc<Reactor>,
+        timer: &mut Timer<'_>,
+    ) -> Result<Leased, ConnectFailure> {
         let start = Instant::now();
         // In TLS an endpoint has answered with its handshake.
         let answer = self.answer_timeout.filter(|_| caller.may_move && self.securing.is_none());
@@ -131,6 +179,7 @@ impl Upstream {
             first,
             source,
             named,
+            kept,
             caller,
             wanted,
             start,
@@ -139,9 +188,13 @@ impl Upstream {
             reactor,
             timer,
         };
-        let connection = search.run().await?;
-        self.pool.connected(client, &connection.lease, connection.took, start);
-        Ok(connection)
+        let leased = search.run().await?;
+        let (lease, took) = match &leased {
+            Leased::New(connection) => (&connection.lease, Some(connection.took)),
+            Leased::Kept(lease) => (lease, None),
+        };
+        self.pool.connected(client, lease, took, start);
+        Ok(leased)
     }
 }
 
@@ -163,11 +216,13 @@ impl Pool {
         Wanted { key, before, ..Wanted::default() }
     }
 
-    /// A connection was made, after so long from `start` on.
-    fn connected(&self, client: Option<u64>, lease: &Lease, took: Duration, start: Instant) {
-        self.connect_time.record(took);
+    /// A connection was made, after so long from `start` on, or there was one.
+    fn connected(&self, client: Option<u64>, lease: &Lease, took: Option<Duration>, start: Instant) {
+        if let Some(took) = took {
+            self.connect_time.record(took);
+        }
         if let (Some(client), Some(sticky)) = (client, self.state().sticky()) {
-            sticky.keep(client, lease.endpoint().id, start + took);
+            sticky.keep(client, lease.endpoint().id, start + took.unwrap_or_default());
         }
     }
 
@@ -198,7 +253,7 @@ impl Pool {
 }
 
 impl Search<'_, '_> {
-    async fn run(&mut self) -> Result<UpstreamConn, ConnectFailure> {
+    async fn run(&mut self) -> Result<Leased, ConnectFailure> {
         let mut last = ConnectError::NoEndpoint;
         // The one that has not answered while others are tried: it serves when none of these can be connected to.
         let mut silent: Option<Box<UpstreamConn>> = None;
@@ -213,12 +268,13 @@ impl Search<'_, '_> {
                 }
             };
             next = match self.attempt(attempt).await {
-                Ok(Connected { reached: Reached { stream, sent, named }, tls, lease }) => {
+                Ok(Made::Kept(lease)) => return Ok(Leased::Kept(lease)),
+                Ok(Made::New(Connected { reached: Reached { stream, sent, named }, tls, lease })) => {
                     let took = self.start.elapsed();
                     let connection = UpstreamConn { stream, tls, sent, lease, named, took };
                     let left = silent.take().map(|left| answer::give_up(*left));
                     let Some(other) = self.awaits_in_vain(&connection, left).await else {
-                        return Ok(connection);
+                        return Ok(Leased::New(connection));
                     };
                     silent = Some(Box::new(connection));
                     Ok(Some(other))
@@ -234,7 +290,7 @@ impl Search<'_, '_> {
             };
         }
         let failure = || ConnectFailure { error: last, endpoint: self.wanted.tried.last().cloned() };
-        silent.map(|connection| *connection).ok_or_else(failure)
+        silent.map(|connection| Leased::New(*connection)).ok_or_else(failure)
     }
 
     fn is_over(&self) -> bool {
@@ -283,7 +339,10 @@ impl Search<'_, '_> {
         let Caller { socket, ends_as_one, .. } = self.caller;
         let given_or_gone = poll_fn(|cx| match Pin::new(&mut turn).poll(cx) {
             Poll::Ready(attempt) => Poll::Ready(Some(attempt)),
-            Poll::Pending => socket.poll_gone(cx, ends_as_one).map(|()| None),
+            Poll::Pending => match socket {
+                Some(socket) => socket.poll_gone(cx, ends_as_one).map(|()| None),
+                None => Poll::Pending,
+            },
         });
         match (self.timer.timeout_at(until, given_or_gone).await, shortage) {
             (Some(None), _) => Err(ConnectError::Gone),
@@ -301,7 +360,14 @@ impl Search<'_, '_> {
     }
 
     /// Tries one endpoint, and where its name has addresses of the other family, one of those beside it.
-    async fn attempt(&mut self, attempt: Attempt) -> Result<Connected, ConnectError> {
+    async fn attempt(&mut self, attempt: Attempt) -> Result<Made, ConnectError> {
+        if (self.kept)(attempt.endpoint()) {
+            return Ok(Made::Kept(attempt.spared()));
+        }
+        self.make(attempt).await.map(Made::New)
+    }
+
+    async fn make(&mut self, attempt: Attempt) -> Result<Connected, ConnectError> {
         let endpoint = attempt.endpoint();
         if endpoint.has_other_family() && !endpoint.is_own() && self.source.is_none() {
             return Box::pin(self.race(attempt)).await;

@@ -359,6 +359,14 @@ impl Attempt {
         lease
     }
 
+    /// There was a connection already.
+    pub(super) fn spared(self) -> Lease {
+        let Self { under_way, lease } = self;
+        drop(under_way);
+        lease.state.make_use_of_room();
+        lease
+    }
+
     /// It failed. `fair`: if that was for want of time, it had all that there is for one; if in the handshake, that asked for nothing
     /// of a client's choice. Gives the endpoint.
     pub(super) fn failed(self, error: &ConnectError, fair: bool) -> Arc<Endpoint> {

@@ -52,6 +52,7 @@ mod guard_lists;
 mod health;
 mod health_effects;
 mod hello_splits;
+mod http;
 mod ja4;
 mod lifecycle;
 mod mysql_by_name;

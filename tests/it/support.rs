@@ -20,6 +20,7 @@ pub(crate) mod secured;
 pub(crate) mod servers;
 pub(crate) mod sni;
 pub(crate) mod stub_dns;
+pub(crate) mod web;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};

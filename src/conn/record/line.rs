@@ -101,6 +101,9 @@ pub(super) struct Line<'a> {
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     pub(super) bytes_spliced: u64,
+    /// Only where they are answered here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) requests: Option<u64>,
     pub(super) cause: Option<&'static str>,
     pub(super) stage: &'static str,
 }
@@ -117,7 +120,7 @@ impl Line<'_> {
 }
 
 /// `key=value` pairs; values with spaces or quotes are quoted as in JSON, absent ones left out.
-fn logfmt(value: &Value) -> String {
+pub(in crate::conn) fn logfmt(value: &Value) -> String {
     let mut line = String::new();
     for (key, value) in value.as_object().into_iter().flatten() {
         let text = match value {
@@ -138,7 +141,7 @@ fn logfmt(value: &Value) -> String {
 }
 
 /// The time `ago`, to the millisecond.
-pub(super) fn format_time(ago: Duration) -> String {
+pub(in crate::conn) fn format_time(ago: Duration) -> String {
     let now = Timestamp::now();
     let time = now.checked_sub(ago).unwrap_or(now);
     format!("{:.3}", time.round(Unit::Millisecond).unwrap_or(time))

@@ -1,6 +1,8 @@
 //! What is counted of a connection's bytes as they pass.
 
 use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use super::Open;
 use crate::net::{Direction, Meter};
@@ -17,6 +19,35 @@ pub(super) struct Counts {
     pub(super) answered: Cell<bool>,
     /// Whether what the backend sends next is its answer to the ClientHello.
     pub(super) hello_open: Cell<bool>,
+    /// The requests that were answered.
+    pub(super) requests: Cell<u64>,
+}
+
+/// Counts the requests of a connection, and their bytes, for that and for its route.
+#[derive(Clone, Debug)]
+pub(in crate::conn) struct Requests {
+    pub(super) open: Rc<Open>,
+    pub(super) traffic: Option<Arc<Traffic>>,
+}
+
+impl Requests {
+    /// So many bytes were read of the client or written to it.
+    pub(in crate::conn) fn passed(&self, direction: Direction, n: usize) {
+        let traffic = self.traffic.as_deref();
+        let (count, counter) = match direction {
+            Direction::Up => (&self.open.counts.received, traffic.map(|traffic| &traffic.received)),
+            Direction::Down => (&self.open.counts.sent, traffic.map(|traffic| &traffic.sent)),
+        };
+        count.set(count.get() + n as u64);
+        if let Some(counter) = counter {
+            counter.increment(n as u64);
+        }
+    }
+
+    /// A request is over.
+    pub(in crate::conn) fn done(&self) {
+        self.open.counts.requests.set(self.open.counts.requests.get() + 1);
+    }
 }
 
 /// Counts bytes as they pass, for the connection and for its route.

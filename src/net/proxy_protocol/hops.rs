@@ -1,6 +1,7 @@
 //! The way of a connection from process to process, told in a TLV of our own: by it a loop is known that comes back through
 //! other addresses, other names and other proxies of this kind.
 
+use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use super::ProxyHeaderError;
@@ -17,6 +18,13 @@ pub struct Hops(pub(super) Box<[InstanceId]>);
 const ID: usize = 8;
 /// What the value begins with: others may use the same type for something else (§2.2.8, `PP2_TYPE_MIN_CUSTOM`).
 const TAG: &[u8] = b"portcullis";
+
+/// In hexadecimal.
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 impl InstanceId {
     /// One that no other process has, as far as 64 random bits go: those that the kernel gives to the keys of hash tables.

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use super::super::UpstreamConn;
 use super::super::endpoint::{Attempt, Endpoint};
@@ -57,11 +57,12 @@ impl Search<'_, '_> {
     /// Nothing is read: what wakes this is what the relay waits for next, at no cost of its own.
     async fn first_heard(&mut self, connection: &UpstreamConn, until: Moment) -> Option<Heard> {
         let (backend, client) = (&connection.stream, self.caller.socket);
+        let client_heard = |cx: &Context<'_>| client.map_or(Poll::Pending, |client| client.poll_heard(cx));
         let heard = poll_fn(|cx| match backend.poll_heard(cx) {
             Poll::Ready(()) if backend.poll_gone(cx, true).is_pending() => Poll::Ready(Heard::Answer),
             Poll::Ready(()) if backend.has_nothing_left() => Poll::Ready(Heard::Nothing),
             Poll::Ready(()) => Poll::Ready(Heard::Other),
-            Poll::Pending => client.poll_heard(cx).map(|()| Heard::Other),
+            Poll::Pending => client_heard(cx).map(|()| Heard::Other),
         });
         self.timer.timeout_at(until, heard).await
     }

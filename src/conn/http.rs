@@ -1,0 +1,141 @@
+//! Connections whose requests are answered here: what the HTTP layer is told of them, and what it tells.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::context::{Context, ListenerContext};
+use super::passthrough::{Client, Counted};
+use super::record::{ConnRecord, Requests};
+use super::termination::{Cause, Stage, Termination};
+use crate::config::LogFormat;
+use crate::http::{self, Ended, Line};
+use crate::peek::{ClientHello, Preface, ServerName};
+use crate::route::{Decision, Query};
+use crate::tls::End;
+
+/// A connection of HTTP that is about to begin.
+pub(super) struct Session {
+    end: End,
+    said: Vec<u8>,
+    connection: http::Connection,
+    /// What it counts for, until dropped.
+    _counted: Counted,
+}
+
+/// A line of the access log.
+#[derive(Serialize)]
+struct Told<'a> {
+    time: String,
+    kind: &'static str,
+    #[serde(flatten)]
+    request: &'a Line<'a>,
+}
+
+impl Session {
+    /// The connection of `client`, which began with `preface`, for requests of the route of this name.
+    pub(super) fn new(
+        client: Client<End>,
+        preface: Preface,
+        route: &Arc<str>,
+        listener: &Arc<ListenerContext>,
+        record: &mut ConnRecord,
+        cx: &Rc<Context>,
+    ) -> Self {
+        let Client { stream: end, said, told, counted } = client;
+        let (client, shared) = (record.client(), Arc::clone(&cx.shared));
+        let requests = record.speaks_http();
+        let hello = match preface {
+            Preface::Tls(hello) => Some(*hello),
+            _ => None,
+        };
+        let connection = http::Connection {
+            thread: Rc::clone(&cx.http),
+            id: record.number(),
+            listener: Arc::clone(&listener.name),
+            client,
+            local: told.destination.or_else(|| end.socket().local_addr().ok()),
+            tls: matches!(end, End::Tls(_)),
+            server_name: record.server_name(),
+            route: Arc::clone(route),
+            site: {
+                let (shared, route) = (Arc::clone(&shared), Arc::clone(route));
+                Box::new(move || shared.snapshot.load().site(&route).cloned())
+            },
+            takes: takes(hello, route, listener, client.ip(), cx),
+            tell: tell(&requests, cx),
+            count: Rc::new(move |direction, n| requests.passed(direction, n)),
+            challenges: Arc::clone(&shared.challenges),
+            draining: shared.draining.clone(),
+            requests: std::cell::Cell::new(0),
+        };
+        Self { end, said, connection, _counted: counted }
+    }
+
+    /// Answers requests until the end.
+    pub(super) async fn run(self) -> Termination {
+        let Self { end, said, connection, _counted } = self;
+        let ended = http::serve(end, &said, connection).await;
+        Termination::from(&ended)
+    }
+}
+
+/// Whether requests for a host may come by this connection. What was agreed on for one name is not for the names of
+/// another route (RFC 9110 §7.4).
+fn takes(
+    hello: Option<ClientHello>,
+    route: &Arc<str>,
+    listener: &Arc<ListenerContext>,
+    client: std::net::IpAddr,
+    cx: &Rc<Context>,
+) -> Box<dyn Fn(&str) -> bool> {
+    let Some(hello) = hello else { return Box::new(|_| true) };
+    let (shared, route) = (Arc::clone(&cx.shared), Arc::clone(route));
+    let listener = Arc::clone(&listener.name);
+    Box::new(move |host| {
+        if hello.server_name.as_ref().is_some_and(|name| *name.as_str() == *host) {
+            return true;
+        }
+        let named = hello.server_name.is_some();
+        let Ok(name) = ServerName::parse(host.as_bytes()) else { return !named };
+        let asked =
+            ClientHello { server_name: Some(name), alpn: hello.alpn.clone(), ..ClientHello::default() };
+        let preface = Preface::Tls(Box::new(asked));
+        let query = Query { preface: &preface, client, listener: &listener };
+        match shared.snapshot.load().table.find(&query) {
+            Decision::Route(found) => *found.config.name == *route,
+            Decision::NoRoute(..) => !named,
+        }
+    })
+}
+
+/// Tells of requests in the access log.
+fn tell(requests: &Requests, cx: &Rc<Context>) -> Box<dyn Fn(&Line<'_>)> {
+    let (shared, requests) = (Arc::clone(&cx.shared), requests.clone());
+    Box::new(move |line| {
+        requests.done();
+        let access_log = shared.access_log.load();
+        let Some(format) = access_log.format() else { return };
+        let told = Told { time: super::record::format_time(line.took), kind: "request", request: line };
+        // No value can fail to serialise.
+        access_log.write(match format {
+            LogFormat::Json => serde_json::to_string(&told).unwrap_or_default(),
+            LogFormat::Logfmt => super::record::logfmt(&serde_json::to_value(&told).unwrap_or_default()),
+        });
+    })
+}
+
+impl From<&Ended> for Termination {
+    fn from(ended: &Ended) -> Self {
+        let cause = match ended {
+            Ended::Done => Cause::Done,
+            Ended::Idle => Cause::ClientTimeout,
+            Ended::Gone | Ended::Refused(_) => Cause::Client,
+            Ended::Drained => Cause::Drained,
+            Ended::Broken { by_backend: true, .. } => Cause::Upstream,
+            Ended::Broken { by_backend: false, .. } => Cause::Client,
+        };
+        Self { cause, stage: Stage::Http, reason: ended.reason() }
+    }
+}

@@ -1,0 +1,148 @@
+//! Connections to backends for requests: one that is kept, or a new one.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::connection::{Connection, Thread};
+use super::kept::Key;
+use super::site::Destination;
+use super::wire::Wire;
+use crate::config::BackendHttp;
+use crate::net::Timer;
+use crate::tls::End;
+use crate::upstream::{Caller, ConnectError, ConnectFailure, Endpoint, Lease, Leased};
+
+/// What a request is sent by.
+pub(super) enum Link {
+    H1(Rc<Wire>),
+    H2(h2::client::SendRequest<Bytes>),
+}
+
+/// A connection for one request.
+pub(super) struct Leash {
+    pub(super) link: Link,
+    pub(super) lease: Lease,
+    pub(super) key: Key,
+    /// Whether it was used before.
+    pub(super) reused: bool,
+}
+
+/// How a request wants its connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    /// Whether one that was used before will do.
+    pub(super) reuse: bool,
+    /// Whether it should have been used a moment ago, if at all: what is sent cannot be repeated.
+    pub(super) fresh: bool,
+}
+
+/// Streams of a session that a backend may open towards us: none.
+const WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The largest list of fields in an answer.
+const HEADER_LIST: u32 = 64 * 1024;
+
+/// Has a connection to a backend of `target`.
+pub(super) async fn lease(
+    target: &Destination,
+    wish: Wish,
+    cx: &Connection,
+    timer: &mut Timer<'_>,
+) -> Result<Leash, ConnectFailure> {
+    let thread = &cx.thread;
+    let found: RefCell<Option<Link>> = RefCell::new(None);
+    let name = cx.server_name.as_ref().filter(|_| target.upstream.speaks_tls());
+    let key = |endpoint: &Arc<Endpoint>| Key {
+        endpoint: Arc::clone(endpoint),
+        connector: target.upstream.connector().cloned(),
+        name: name.map(|name| name.as_str().into()),
+    };
+    let kept = |endpoint: &Arc<Endpoint>| {
+        if !wish.reuse {
+            return false;
+        }
+        let key = key(endpoint);
+        let link = match target.version {
+            BackendHttp::Http1 => thread.kept.take(&key, wish.fresh, thread.timers.now()).map(Link::H1),
+            BackendHttp::Http2 => thread.kept.session(&key).map(Link::H2),
+        };
+        let is_there = link.is_some();
+        found.replace(link);
+        is_there
+    };
+    let caller = Caller {
+        client: cx.client.ip(),
+        server_name: name.map(|name| name.as_str()),
+        socket: None,
+        ends_as_one: false,
+        may_move: false,
+        alpn: None,
+        buffers: &thread.buffers,
+    };
+    let leased = target.upstream.lease(&kept, caller, &thread.reactor, timer).await?;
+    match leased {
+        Leased::Kept(lease) => {
+            let key = key(lease.endpoint());
+            let gone = || ConnectFailure {
+                error: ConnectError::NoEndpoint,
+                endpoint: Some(Arc::clone(&key.endpoint)),
+            };
+            let link = found.into_inner().ok_or_else(gone)?;
+            Ok(Leash { link, lease, key, reused: true })
+        }
+        Leased::New(connection) => {
+            let key = key(connection.lease.endpoint());
+            let end = End::new(connection.stream, connection.tls, &thread.buffers);
+            let link = match target.version {
+                BackendHttp::Http1 => Link::H1(Rc::new(Wire::new(end, &[], &thread.scratch, None))),
+                BackendHttp::Http2 => match session(end, &key, thread, timer, target).await {
+                    Ok(session) => Link::H2(session),
+                    Err(error) => return Err(ConnectFailure { error, endpoint: Some(key.endpoint) }),
+                },
+            };
+            Ok(Leash { link, lease: connection.lease, key, reused: false })
+        }
+    }
+}
+
+/// Begins a session of HTTP/2, which is driven by a task of its own until it ends.
+async fn session(
+    end: End,
+    key: &Key,
+    thread: &Rc<Thread>,
+    timer: &mut Timer<'_>,
+    target: &Destination,
+) -> Result<h2::client::SendRequest<Bytes>, ConnectError> {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .max_send_buffer_size(super::wire::HIGH);
+    let until = timer.now() + target.connect_timeout;
+    let shaken = timer.timeout_at(until, builder.handshake::<_, Bytes>(end)).await;
+    let io = |error: h2::Error| error.into_io().unwrap_or_else(|| std::io::ErrorKind::InvalidData.into());
+    let (session, driver) = match shaken {
+        Some(Ok(shaken)) => shaken,
+        Some(Err(error)) => return Err(ConnectError::Refused(io(error))),
+        None => return Err(ConnectError::Timeout),
+    };
+    thread.kept.keep_session(key.clone(), session.clone());
+    let (thread, key) = (Rc::clone(thread), key.clone());
+    drop(tokio::task::spawn_local(async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, backend = %key.endpoint.name, "a session of HTTP/2 ended");
+        }
+        thread.kept.forget_session(&key);
+    }));
+    let until = timer.now() + target.connect_timeout;
+    match timer.timeout_at(until, session.ready()).await {
+        Some(Ok(session)) => Ok(session),
+        Some(Err(error)) => Err(ConnectError::Refused(io(error))),
+        None => Err(ConnectError::Timeout),
+    }
+}

@@ -1,0 +1,146 @@
+//! A body on its way from where it comes to where it goes.
+
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::sink::{Sink, SinkError};
+use super::source::{Piece, Source, SourceError};
+use crate::net::Moment;
+
+/// One direction of an exchange.
+#[derive(Debug)]
+pub(super) struct Flow {
+    /// What was taken and not given.
+    waiting: VecDeque<Bytes>,
+    held: usize,
+    /// How much may wait.
+    most: usize,
+    trailers: Option<HeaderMap>,
+    state: State,
+    /// Bytes that came in.
+    pub(super) taken: u64,
+    /// When something came in, or went out, last.
+    pub(super) took: Moment,
+    pub(super) gave: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// More may come.
+    Open,
+    /// All is there.
+    Taken,
+    /// All is there and its end was told.
+    Told,
+    /// All is over.
+    Done,
+}
+
+/// Which end of a flow failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FlowError {
+    /// Where it comes from.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Where it goes.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// It is longer than it may be.
+    #[error("the body is too large")]
+    TooLarge,
+}
+
+impl Flow {
+    /// A flow of which up to `most` bytes wait here.
+    pub(super) fn new(most: usize, now: Moment) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            held: 0,
+            most,
+            trailers: None,
+            state: State::Open,
+            taken: 0,
+            took: now,
+            gave: now,
+        }
+    }
+
+    /// Whether all that is to come has come.
+    pub(super) fn has_all(&self) -> bool {
+        self.state != State::Open
+    }
+
+    /// Whether it is over.
+    pub(super) fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Whether something waits for the sink.
+    pub(super) fn is_held_up(&self, sink: &Sink) -> bool {
+        !self.waiting.is_empty() || !sink.is_flushed()
+    }
+
+    /// Moves what can be moved; ready when all has gone. `limit` is how many bytes may come.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        (source, sink): (&mut Source, &mut Sink),
+        limit: Option<u64>,
+        now: Moment,
+    ) -> Poll<Result<(), FlowError>> {
+        loop {
+            let mut moved = false;
+            while self.state != State::Done && sink.poll_ready(cx)?.is_ready() {
+                let Some(data) = self.waiting.pop_front() else { break };
+                self.held -= data.len();
+                sink.send(data);
+                self.gave = now;
+                moved = true;
+            }
+            if self.state == State::Open && self.held < self.most {
+                match source.poll(cx)? {
+                    Poll::Ready(piece) => {
+                        self.take(piece, now);
+                        moved = true;
+                        if limit.is_some_and(|limit| self.taken > limit) {
+                            return Poll::Ready(Err(FlowError::TooLarge));
+                        }
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if self.state == State::Taken && self.waiting.is_empty() && sink.poll_ready(cx)?.is_ready() {
+                sink.finish(self.trailers.take())?;
+                self.state = State::Told;
+            }
+            if self.state == State::Told && sink.poll_flushed(cx)?.is_ready() {
+                self.state = State::Done;
+            }
+            if self.state == State::Done {
+                return Poll::Ready(Ok(()));
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn take(&mut self, piece: Piece, now: Moment) {
+        self.took = now;
+        match piece {
+            Piece::Data(data) => {
+                self.taken += data.len() as u64;
+                self.held += data.len();
+                self.waiting.push_back(data);
+            }
+            Piece::Trailers(trailers) => {
+                self.trailers = Some(trailers);
+                self.state = State::Taken;
+            }
+            Piece::End => self.state = State::Taken,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A request as its backend gets it, and the answer as its client does.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SET_COOKIE, UPGRADE, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+
+use super::connection::Connection;
+use super::failure::Failure;
+use super::fields::{self, Message, Peer};
+use super::forward::{Outgoing, Passing};
+use super::handle::{Incoming, Taken};
+use super::limits::Deadlines;
+use super::record::Exchange;
+use super::reply::Reply;
+use super::rewrite::{self, Back};
+use super::split;
+use super::target::Scheme;
+use super::template::{Changes, Vars, expand};
+use crate::config::{HostHeader, ProxyConfig};
+use crate::net::Timer;
+
+/// The field by which a backend is told the variant of a split.
+const VARIANT: HeaderName = HeaderName::from_static("x-portcullis-variant");
+
+/// Passes a request on to a backend, and its answer back.
+pub(super) async fn pass(
+    incoming: &mut Incoming,
+    taken: &Taken<'_>,
+    proxy: &ProxyConfig,
+    reply: &mut Reply,
+    exchange: &mut Exchange<'_>,
+    cx: &Connection,
+    timer: &mut Timer<'_>,
+) -> Result<(), Failure> {
+    let variants = taken.site.targets(taken.index);
+    let chosen = split::choose(variants, &proxy.sticky, &incoming.headers, taken.vars.client, cx.tls);
+    let unknown = Failure::refused(StatusCode::SERVICE_UNAVAILABLE, "no_backend");
+    let (destination, cookie) = chosen.ok_or(unknown)?;
+    let split = variants.len() > 1;
+    let vars = Vars { variant: if split { &destination.name } else { "" }, ..taken.vars };
+    if split {
+        exchange.variant = Some(std::sync::Arc::clone(&destination.name));
+    }
+    let rewritten = rewrite::rewrite(&proxy.rewrite, &taken.target.path, &vars)
+        .map_err(|error| Failure::refused(error.status(), error.reason()))?;
+    let mut outgoing = outgoing(incoming, taken, rewritten.path, cx)?;
+    match &proxy.host {
+        HostHeader::Keep => {}
+        HostHeader::Backend => outgoing.host_of_backend = true,
+        HostHeader::Set(host) => {
+            let host = expand(host, &vars).and_then(|host| HeaderValue::try_from(host).ok());
+            outgoing.headers.insert(HOST, host.ok_or(Failure::UNFIT)?);
+        }
+    }
+    if split {
+        let name = HeaderValue::try_from(&*destination.name).map_err(|_| Failure::UNFIT)?;
+        outgoing.headers.insert(VARIANT, name);
+    }
+    if destination.upstream.speaks_tls() {
+        outgoing.scheme = "https";
+    }
+    let changes = Changes::new(&taken.rule.request_headers, &vars).ok_or(Failure::UNFIT)?;
+    changes.apply(&mut outgoing.headers);
+    let changes = Changes::new(&taken.rule.response_headers, &vars).ok_or(Failure::UNFIT)?;
+    let scheme = if destination.upstream.speaks_tls() { Scheme::Https } else { Scheme::Http };
+    let client = rewrite::Site { scheme: vars.scheme, authority: vars.authority };
+    let change = |status, (backend, asked): (&str, &str), headers: &mut HeaderMap| {
+        answered(status, headers)?;
+        let backend = rewrite::Site { scheme, authority: backend };
+        let done = rewritten.done;
+        Back { rewrite: &proxy.rewrite, done, client, backend, asked }.apply(headers);
+        changes.clone().apply(headers);
+        if let Some(cookie) = &cookie {
+            headers.append(SET_COOKIE, cookie.clone());
+        }
+        Ok(())
+    };
+    let limits = &taken.site.config.limits;
+    let deadlines = Deadlines::new(limits, proxy.response_timeout, destination.idle_timeout, timer.now());
+    let passing = Passing { site: taken.site, destination, outgoing, deadlines, change: &change };
+    passing.run(&mut incoming.source, reply, exchange, cx, timer).await
+}
+
+/// The head of a request as a backend gets it.
+fn outgoing(
+    incoming: &Incoming,
+    taken: &Taken<'_>,
+    path: Box<str>,
+    cx: &Connection,
+) -> Result<Outgoing, Failure> {
+    let mut headers = incoming.headers.clone();
+    fields::check_loop(&headers, &cx.thread.pseudonym)
+        .map_err(|error| Failure::refused(error.status(), error.reason()))?;
+    let hop = fields::forwardable(&mut headers, Message::Request)
+        .map_err(|error| Failure::refused(error.status(), error.reason()))?;
+    let authority = taken.target.authority();
+    fields::announce(
+        &mut headers,
+        &Peer {
+            ip: cx.ip(),
+            client: taken.vars.client,
+            trusted: taken.trusted,
+            scheme: taken.vars.scheme,
+            authority: &authority,
+            port: cx.local.map_or(taken.vars.scheme.port(), |local| local.port()),
+            version: incoming.version,
+            pseudonym: &cx.thread.pseudonym,
+        },
+    );
+    let length = headers.remove(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    match HeaderValue::try_from(&*authority) {
+        Ok(host) if !authority.is_empty() => drop(headers.insert(HOST, host)),
+        _ => drop(headers.remove(HOST)),
+    }
+    let may_switch = incoming.version == Version::HTTP_11
+        && incoming.method == Method::GET
+        && incoming.source.is_done()
+        && !hop.upgrade.is_empty();
+    if may_switch {
+        let tokens = HeaderValue::try_from(hop.upgrade.join(", ")).map_err(|_| Failure::MALFORMED)?;
+        headers.insert(UPGRADE, tokens);
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    let target = match &taken.target.query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.into(),
+    };
+    Ok(Outgoing {
+        method: incoming.method.clone(),
+        scheme: "http",
+        host: authority.into(),
+        host_of_backend: false,
+        target,
+        headers,
+        length,
+        had_length: incoming.had_length,
+        upgrade: may_switch,
+    })
+}
+
+/// The head of an answer without what is for the connection to its backend, and what that tells of itself.
+fn answered(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Failure> {
+    let upgrade = headers.get(UPGRADE).filter(|_| status == StatusCode::SWITCHING_PROTOCOLS).cloned();
+    let malformed = |_| Failure::backend(super::failure::Fault::Malformed, false);
+    fields::forwardable(headers, Message::Response).map_err(malformed)?;
+    if let Some(upgrade) = upgrade {
+        headers.insert(UPGRADE, upgrade);
+    }
+    rewrite::hide(headers);
+    headers.remove(VIA);
+    Ok(())
+}
