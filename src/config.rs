@@ -37,6 +37,7 @@ mod lists;
 mod made_up;
 mod overlap;
 mod pattern;
+mod pool_keys;
 mod protocols;
 mod resolve;
 mod route;

@@ -25,6 +25,7 @@ mod health;
 mod inside;
 mod limits;
 mod listeners;
+mod passthrough;
 mod routes;
 mod settings;
 mod tls;

@@ -12,7 +12,8 @@ use super::super::backend_keys::{BackendAddr, BackendTls as Table, VerifyWith, b
 use super::super::checks::VerifyWord;
 use super::super::decode::{At, Either, Setting};
 use super::super::error::{ConfigError, ErrorKind};
-use super::super::file::{Backend, PoolKeys, Route};
+use super::super::file::{Backend, Route};
+use super::super::pool_keys::PoolKeys;
 use super::super::source::Place;
 use super::super::tls_keys::CertificatePath;
 use super::super::{

@@ -2,23 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::super::decode::{At, Setting, quote, similar};
 use super::super::error::{ConfigError, ErrorKind};
-use super::super::file::{Route, RouteTimeouts};
+use super::super::file::Route;
 use super::super::overlap::{self, Placed};
 use super::super::protocols::ProtocolWord;
 use super::super::source::Place;
-use super::super::units::duration_text;
 use super::super::values::{AlpnName, ListenerName, SniWord, checked_name};
 use super::super::{
-    ActionConfig, AnswerTimeout, Conditions, ListenerConfig, NamePattern, Origin, PassthroughConfig,
-    RejectWith, RouteConfig, RouteKey, TerminateConfig, Timeouts, UpstreamConfig,
+    ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, RejectWith, RouteConfig, RouteKey,
+    TerminateConfig, Timeouts,
 };
 use super::inside::Inside;
 use super::upstreams::{self, Upstreams, Written};
-use super::{Input, Output, acme, backend_tls, dynamic, inside, settings, string, strings, tls, transparent};
+use super::{Input, Output, acme, backend_tls, dynamic, inside, passthrough, string, strings, tls};
 use crate::net::UpstreamAddr;
 use crate::peek::{Patterns, Protocol};
 
@@ -30,15 +28,15 @@ pub(super) struct Routes {
 }
 
 /// What a route is resolved against.
-struct Context<'a> {
-    listeners: &'a [ListenerConfig],
+pub(super) struct Context<'a> {
+    pub(super) listeners: &'a [ListenerConfig],
     /// Whether `listeners` holds all that were written.
-    complete: bool,
-    timeouts: &'a Timeouts,
-    upstreams: &'a Upstreams,
+    pub(super) complete: bool,
+    pub(super) timeouts: &'a Timeouts,
+    pub(super) upstreams: &'a Upstreams,
     tls: &'a tls::Shared,
     /// Where the global timeouts come from: connect, idle, half-closed, answer.
-    origins: [Option<Origin>; 4],
+    pub(super) origins: [Option<Origin>; 4],
 }
 
 /// All routes in file order.
@@ -178,11 +176,18 @@ fn action(
             }
             let prefix = format!("route[{name}]");
             let upstream = upstreams::keys_to_config(name, &prefix, &route.pool_keys(), out)?;
-            ActionConfig::Passthrough(passthrough(name, Arc::new(upstream), &addrs, route, context, out))
+            ActionConfig::Passthrough(passthrough::of_route(
+                name,
+                Arc::new(upstream),
+                &addrs,
+                route,
+                context,
+                out,
+            ))
         }
         Target::Named(Written { config, to }, place) => {
             out.note(format!("route[{name}].upstream"), string(&config.name), Some(place));
-            ActionConfig::Passthrough(passthrough(name, config, &to, route, context, out))
+            ActionConfig::Passthrough(passthrough::of_route(name, config, &to, route, context, out))
         }
     })
 }
@@ -434,73 +439,6 @@ fn without_backends(route: &Route, (does, at): (&str, &Place), out: &mut Output)
         let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
         out.report(error.also(at, format!("it {does} here")).hint(format!("remove `{key}`")));
     }
-}
-
-fn passthrough(
-    name: &str,
-    upstream: Arc<UpstreamConfig>,
-    to: &[(UpstreamAddr, Place)],
-    route: &Route,
-    context: &Context<'_>,
-    out: &mut Output,
-) -> PassthroughConfig {
-    let proxy_protocol = route.proxy_protocol.given();
-    let version = proxy_protocol.and_then(|at| at.value.0);
-    let text = version.map_or_else(|| string("off"), string);
-    out.note(format!("route[{name}].proxy_protocol"), text, proxy_protocol.map(|at| &at.place));
-    // Of listeners that are not all known nothing may be concluded.
-    let listeners = if context.complete { context.listeners } else { &[] };
-    let transparent = transparent::resolve(name, to, route, listeners, out);
-    let internal = dynamic::internal(name, to, route, out);
-    let table = route.timeouts.given().map(|at| &at.value);
-    let [connect, idle, half_closed, _] = &context.origins;
-    let mut one =
-        |key: &str, of: fn(&RouteTimeouts) -> &Setting<Duration>, global, origin: &Option<_>, max| {
-            let at = table.and_then(|table| of(table).given());
-            let value = at.map_or(global, |at| settings::checked_duration(key, at, max, out));
-            let origin = at.map_or_else(|| origin.clone(), |at| Some(at.place.origin()));
-            out.note_from(format!("route[{name}].timeouts.{key}"), string(duration_text(value)), origin);
-            value
-        };
-    let global = context.timeouts;
-    let connect_timeout = one("connect", |table| &table.connect, global.connect, connect, settings::DAY);
-    let idle_timeout = one("idle", |table| &table.idle, global.idle, idle, settings::IDLE_MAX);
-    let half_closed_timeout =
-        one("half_closed", |table| &table.half_closed, global.half_closed, half_closed, settings::DAY);
-    let answer_timeout = answer_timeout(name, table, connect_timeout, context, out);
-    PassthroughConfig {
-        internal,
-        upstream,
-        proxy_protocol: version,
-        transparent,
-        connect_timeout,
-        answer_timeout,
-        idle_timeout,
-        half_closed_timeout,
-    }
-}
-
-/// How long a backend has for its first byte: what the route says, or all do, or as long as for its connection.
-fn answer_timeout(
-    name: &str,
-    table: Option<&RouteTimeouts>,
-    connect: Duration,
-    context: &Context<'_>,
-    out: &mut Output,
-) -> Option<Duration> {
-    let [of_connect, .., of_answer] = &context.origins;
-    let global = context.timeouts.answer;
-    let (answer, origin) = match (table.and_then(|table| table.answer.given()), global) {
-        (Some(at), _) => (AnswerTimeout::Of(settings::answer(at, out)), Some(at.place.origin())),
-        (None, AnswerTimeout::Of(_)) => (global, of_answer.clone()),
-        (None, AnswerTimeout::LikeConnect) => {
-            let at = table.and_then(|table| table.connect.given());
-            (global, at.map_or_else(|| of_connect.clone(), |at| Some(at.place.origin())))
-        }
-    };
-    let answer = answer.of(connect);
-    out.note_from(format!("route[{name}].timeouts.answer"), settings::answer_text(answer), origin);
-    answer
 }
 
 /// Notes what the route matches.
