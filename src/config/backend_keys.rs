@@ -4,16 +4,23 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::TlsVersion;
 use super::decode::{OneOrMany, Problem, Text, quote, shape};
 use super::error::ErrorKind;
 use super::tls_keys::CertificatePath;
 use super::values::AlpnName;
+use super::{BackendHttp, TlsVersion};
 use crate::net::UpstreamAddr;
 use crate::peek::ServerName;
 
-/// What is written before the address of a backend that speaks TLS.
-const SCHEME: &str = "tls://";
+/// What is written before the address of a backend, and what that speaks.
+const SCHEMES: [(&str, Scheme); 6] = [
+    ("tcp://", Scheme::Tcp),
+    ("tls://", Scheme::Tls),
+    ("http://", Scheme::Http),
+    ("https://", Scheme::Https),
+    ("h2c://", Scheme::H2c),
+    ("h2://", Scheme::H2),
+];
 
 shape! {
     /// How TLS is spoken with backends.
@@ -37,11 +44,28 @@ shape! {
     }
 }
 
-/// An address of a backend, and whether that speaks TLS.
+/// An address of a backend, and what that speaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BackendAddr {
     pub(super) address: UpstreamAddr,
-    pub(super) tls: bool,
+    pub(super) scheme: Scheme,
+}
+
+/// What a backend speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// What its clients do; nothing is written.
+    Tcp,
+    /// The same in TLS.
+    Tls,
+    /// HTTP/1.1.
+    Http,
+    /// The same in TLS.
+    Https,
+    /// HTTP/2 in clear.
+    H2c,
+    /// The same in TLS.
+    H2,
 }
 
 /// What `verify` holds.
@@ -56,9 +80,42 @@ pub(super) enum VerifyWith {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pin(pub(super) [u8; 32]);
 
+impl Scheme {
+    /// Whether it is spoken in TLS.
+    pub(super) fn tls(self) -> bool {
+        matches!(self, Self::Tls | Self::Https | Self::H2)
+    }
+
+    /// The version of HTTP, and the port where none is written.
+    pub(super) fn http(self) -> Option<(BackendHttp, u16)> {
+        match self {
+            Self::Tcp | Self::Tls => None,
+            Self::Http => Some((BackendHttp::Http1, 80)),
+            Self::Https => Some((BackendHttp::Http1, 443)),
+            Self::H2c => Some((BackendHttp::Http2, 80)),
+            Self::H2 => Some((BackendHttp::Http2, 443)),
+        }
+    }
+
+    /// The name of it that TLS agrees on.
+    pub(super) fn alpn(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Https => Some(b"http/1.1"),
+            Self::H2 => Some(b"h2"),
+            Self::Tcp | Self::Tls | Self::Http | Self::H2c => None,
+        }
+    }
+
+    /// As it is written before an address.
+    pub(super) fn as_str(self) -> &'static str {
+        let written = SCHEMES.iter().find(|(_, scheme)| *scheme == self && self != Self::Tcp);
+        written.map_or("", |(text, _)| text)
+    }
+}
+
 impl fmt::Display for BackendAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", if self.tls { SCHEME } else { "" }, self.address)
+        write!(f, "{}{}", self.scheme.as_str(), self.address)
     }
 }
 
@@ -74,12 +131,44 @@ impl Text for BackendAddr {
     }
 
     fn parse(text: &str) -> Result<Self, Problem> {
-        let rest = text.strip_prefix(SCHEME);
-        let address = <UpstreamAddr as Text>::parse(rest.unwrap_or(text)).map_err(|problem| match rest {
-            None if text.contains("://") => problem.hint("with TLS: `tls://host:port`"),
-            _ => problem,
-        })?;
-        Ok(Self { address, tls: rest.is_some() })
+        let known = SCHEMES.iter().find_map(|(written, scheme)| Some((text.strip_prefix(written)?, *scheme)));
+        let (rest, scheme) = known.unwrap_or((text, Scheme::Tcp));
+        let Some((_, port)) = scheme.http() else {
+            let address = <UpstreamAddr as Text>::parse(rest).map_err(|problem| match known {
+                None if text.contains("://") => problem
+                    .hint("with TLS: `tls://host:port`; for HTTP `http://`, `https://`, `h2c://` or `h2://`"),
+                _ => problem,
+            })?;
+            return Ok(Self { address, scheme });
+        };
+        let address = http_address(text, rest, port)?;
+        Ok(Self { address, scheme })
+    }
+}
+
+/// The address behind a scheme of HTTP, with that port if there is none.
+fn http_address(text: &str, rest: &str, port: u16) -> Result<UpstreamAddr, Problem> {
+    let bad = |message: &str| Problem::new(ErrorKind::BadAddress, format!("{} {message}", quote(text)));
+    let has_no_port = ["unix:", "srv+"].iter().any(|prefix| rest.starts_with(prefix));
+    if has_no_port {
+        return <UpstreamAddr as Text>::parse(rest);
+    }
+    if let Some((host, _)) = rest.split_once(['/', '?', '#']) {
+        let scheme = text.strip_suffix(rest).unwrap_or("");
+        return Err(bad("is a URL, and a backend is an address")
+            .hint(format!("write `\"{scheme}{host}\"`; a path is put before that of requests by `add`")));
+    }
+    let address = if rest.ends_with(']') || !rest.contains(':') {
+        <UpstreamAddr as Text>::parse(&format!("{rest}:{port}"))?
+    } else {
+        <UpstreamAddr as Text>::parse(rest)?
+    };
+    match address {
+        UpstreamAddr::ServerName(_) => Err(bad(
+            "is no backend: requests are only sent to those that are named",
+        )
+        .hint("write the address of the backend, or `sni:PORT` without a scheme to pass streams through")),
+        address => Ok(address),
     }
 }
 
@@ -181,18 +270,50 @@ mod tests {
     fn the_scheme_says_that_a_backend_speaks_tls() {
         let parse = |text: &str| BackendAddr::parse(text).ok();
         let tls = |text: &str, address: &str| {
-            assert_eq!(parse(text), Some(BackendAddr { address: address.parse().unwrap(), tls: true }));
+            assert_eq!(
+                parse(text),
+                Some(BackendAddr { address: address.parse().unwrap(), scheme: Scheme::Tls })
+            );
             assert_eq!(parse(text).unwrap().to_string(), text);
         };
         tls("tls://10.0.0.1:443", "10.0.0.1:443");
         tls("tls://app.internal:443", "app.internal:443");
         tls("tls://unix:/run/app.sock", "unix:/run/app.sock");
         tls("tls://srv+_db._tcp.example.com", "srv+_db._tcp.example.com");
-        assert_eq!(parse("10.0.0.1:443").map(|written| written.tls), Some(false));
+        assert_eq!(parse("10.0.0.1:443").map(|written| written.scheme), Some(Scheme::Tcp));
+        assert_eq!(parse("tcp://10.0.0.1:443"), parse("10.0.0.1:443"));
         for bad in
             ["tls://", "tls:10.0.0.1:443", "tls://tls://10.0.0.1:443", "TLS://10.0.0.1:443", "tls://app"]
         {
             assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_says_which_http_a_backend_speaks() {
+        for (text, written) in [
+            ("http://10.0.0.1:8080", "http://10.0.0.1:8080"),
+            ("http://app.internal", "http://app.internal:80"),
+            ("https://app.internal", "https://app.internal:443"),
+            ("h2c://[2001:db8::1]", "h2c://[2001:db8::1]:80"),
+            ("h2://[2001:db8::1]:8443", "h2://[2001:db8::1]:8443"),
+            ("http://unix:/run/app.sock", "http://unix:/run/app.sock"),
+            ("https://srv+_web._tcp.example.com", "https://srv+_web._tcp.example.com"),
+        ] {
+            let parsed =
+                BackendAddr::parse(text).unwrap_or_else(|problem| panic!("{text}: {}", problem.message));
+            assert_eq!(parsed.to_string(), written);
+            assert!(parsed.scheme.http().is_some());
+        }
+        for bad in [
+            "http://",
+            "http://a.test/",
+            "http://a.test/x?y",
+            "http://sni:443",
+            "ftp://a.test:21",
+            "http://::1",
+        ] {
+            assert!(BackendAddr::parse(bad).is_err(), "{bad}");
         }
     }
 }

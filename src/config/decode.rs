@@ -242,7 +242,7 @@ impl<'a> Decoder<'a> {
         Self { source, errors }
     }
 
-    fn place<T>(&self, spanned: &Spanned<T>) -> Place {
+    pub(super) fn place<T>(&self, spanned: &Spanned<T>) -> Place {
         Place::new(self.source, spanned.span())
     }
 
@@ -260,7 +260,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn value<T: Decode>(&mut self, value: &Spanned<DeValue<'_>>) -> Option<At<T>> {
+    pub(super) fn value<T: Decode>(&mut self, value: &Spanned<DeValue<'_>>) -> Option<At<T>> {
         if value.span().is_empty() {
             // Only what the parser puts in the place of a syntax error has no extent.
             return None;

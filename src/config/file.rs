@@ -10,6 +10,8 @@ use super::backend_keys::{BackendAddr, BackendTls};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
 use super::dns::Unlimited;
+use super::http_keys::{Answer, Files, Headers, HttpTable, Redirect, Replace, Rule, StickySplit, Variant};
+use super::http_values::{AnswerStatus, PathPrefix, RedirectTo, SplitWord};
 use super::made_up::Test;
 use super::protocols::{ProtocolWord, ServerFirstWord};
 use super::tls_keys::{CertificatePair, CertificatePath, CertificatesFrom, Tls};
@@ -19,9 +21,9 @@ use super::upstream::{
 };
 use super::values::{
     AbsolutePath, AlpnName, Auto, LimitName, LimitWord, ListenerName, MysqlVersion, Nameserver, Off, PerWord,
-    RedirectWord, ReloadOn, RouteName, SniWord, VariableName, WordOr,
+    ReloadOn, RouteName, SniWord, VariableName, WordOr,
 };
-use super::{AdminAddr, DnsFamily, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
+use super::{AdminAddr, DnsFamily, HostHeader, Ja4Pattern, LogFormat, LogTarget, RejectWith, Sandbox};
 use crate::net::{ListenAddr, ProxyVersion};
 use crate::peek::{Pattern, ServerName};
 
@@ -292,8 +294,8 @@ shape! {
     struct Upstream {
         /// The name that routes, logs and metrics use.
         name: UpstreamName = required,
-        /// Backends: `host:port`, `unix:/path`, either with `tls://` before it for a backend that speaks TLS, or tables of an
-        /// `address` and what there is to say of it.
+        /// Backends: `host:port`, `unix:/path`, either with `tls://` before it for a backend that speaks TLS, or with `http://`,
+        /// `https://`, `h2c://` or `h2://` for one that speaks HTTP, or tables of an `address` and what there is to say of it.
         to: OneOrMany<Either<BackendAddr, Backend>> = required,
         /// How a backend is chosen: `round_robin`, `least_connections`, `p2c`, `random`, `first` or `hash`.
         balance: Either<BalanceWord, Balance>,
@@ -313,7 +315,7 @@ shape! {
         retry_budget: WordOr<Off, Percent>,
         /// How backends are checked: `tcp`, `tls`, `http`, `https`, `postgres`, `mysql`, `redis`, `ssh`, `smtp`, or `off`.
         health: Either<HealthWord, Health>,
-        /// How TLS is spoken with backends that are written with `tls://`.
+        /// How TLS is spoken with backends that are written with `tls://`, `https://` or `h2://`.
         backend_tls: BackendTls,
     }
 }
@@ -321,7 +323,7 @@ shape! {
 shape! {
     /// A backend.
     struct Backend {
-        /// Where it is: `host:port`, or `unix:/path`; with `tls://` before it for one that speaks TLS.
+        /// Where it is: `host:port`, or `unix:/path`; with `tls://` before it for one that speaks TLS, or a scheme of HTTP.
         address: BackendAddr = required,
         /// Its share beside the others; with 0 it gets no new connections.
         weight: Whole<0, { MAX_WEIGHT }>,
@@ -408,8 +410,8 @@ shape! {
         /// TLS that ends here, with certificates from `files`, ordered by `acme`, `self-signed` ones, or what a table says; without it streams are passed
         /// through as they are.
         tls: Either<CertificatesFrom, Tls>,
-        /// Backends: `host:port`, `unix:/path`, either with `tls://` before it for a backend that speaks TLS, or tables of an
-        /// `address` and what there is to say of it.
+        /// Backends: `host:port`, `unix:/path`, either with `tls://` before it for a backend that speaks TLS, or with `http://`,
+        /// `https://`, `h2c://` or `h2://` for one that speaks HTTP, or tables of an `address` and what there is to say of it.
         to: OneOrMany<Either<BackendAddr, Backend>>,
         /// The `[[upstream]]` that it leads to, in place of `to`.
         upstream: UpstreamName,
@@ -431,14 +433,43 @@ shape! {
         retry_budget: WordOr<Off, Percent>,
         /// How backends are checked: `tcp`, `tls`, `http`, `https`, `postgres`, `mysql`, `redis`, `ssh`, `smtp`, or `off`.
         health: Either<HealthWord, Health>,
-        /// How TLS is spoken with backends that are written with `tls://`.
+        /// How TLS is spoken with backends that are written with `tls://`, `https://` or `h2://`.
         backend_tls: BackendTls,
         /// With `to = "sni:…"`: networks that servers may be in although they are not the public's.
         internal: OneOrMany<IpNet>,
         /// Refuse the connection, and how.
         reject: RejectWith,
-        /// Send clients of HTTP to `https`, if a route takes the name that they ask for.
-        redirect: RedirectWord,
+        /// Send clients of HTTP to `https`, if a route takes the name that they ask for, or to a URL; a string is `to`.
+        redirect: Either<RedirectTo, Redirect>,
+        /// What becomes of some of the requests of HTTP; what no rule takes is for the route itself.
+        rule: Tables<Rule>,
+        /// Several backends, or groups of them, that requests are split over, in place of `to`.
+        split: OneOrMany<Variant>,
+        /// By what a client stays with its variant: `source`, or a cookie or header field.
+        sticky_split: Either<SplitWord, StickySplit>,
+        /// Files that answer requests; a string is `root`.
+        files: Either<CertificatePath, Files>,
+        /// An answer that is always the same; a number is `status`.
+        answer: Either<AnswerStatus, Answer>,
+        /// The host that backends are asked for: `keep` (by default) for the client's, `backend` for their own, or a text with
+        /// variables.
+        host_header: HostHeader,
+        /// What is taken off the beginning of the path before a backend sees it.
+        strip: PathPrefix,
+        /// What the path becomes where a regular expression matches.
+        replace: Replace,
+        /// What is put before the path.
+        add: PathPrefix,
+        /// Whether bodies of requests are taken whole before a backend is asked.
+        buffer_requests: bool,
+        /// What changes in the header fields of requests.
+        request_headers: Headers,
+        /// What changes in the header fields of answers.
+        response_headers: Headers,
+        /// Networks of proxies whose word on the client is believed (`Forwarded`, `X-Forwarded-For`).
+        trusted_proxies: OneOrMany<IpNet>,
+        /// What clients of HTTP may take of time and memory.
+        http: HttpTable,
         /// The version of the PROXY header that backends are sent first: `v1` or `v2`.
         proxy_protocol: WordOr<Off, ProxyVersion>,
         /// Connect to backends from the client's own address.
@@ -459,5 +490,7 @@ shape! {
         idle: Duration,
         /// The same once one direction has ended.
         half_closed: Duration,
+        /// With HTTP: from the whole request to the head of the backend's answer; `"60s"` if left out.
+        response: Duration,
     }
 }

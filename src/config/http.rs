@@ -1,7 +1,7 @@
 //! What becomes of requests of HTTP, once it is known whose they are.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -261,6 +261,14 @@ impl HttpConfig {
     pub fn backends(&self) -> impl Iterator<Item = &PassthroughConfig> {
         self.rules.iter().flat_map(|rule| rule.action.variants()).map(|variant| &variant.to)
     }
+
+    /// The folders whose files answer requests.
+    pub fn roots(&self) -> impl Iterator<Item = &Path> {
+        self.rules.iter().filter_map(|rule| match &rule.action {
+            RequestAction::Files(files) => Some(&*files.root),
+            RequestAction::Proxy(_) | RequestAction::Redirect(_) | RequestAction::Answer(_) => None,
+        })
+    }
 }
 
 impl RequestAction {
@@ -288,6 +296,32 @@ impl fmt::Display for PathPattern {
             Self::Prefix(path) => write!(f, "{path}/*"),
             Self::Glob(_, text) => f.write_str(text),
             Self::Regex(_, text) => write!(f, "~{text}"),
+        }
+    }
+}
+
+/// As it is written.
+impl fmt::Display for ValuePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Present => f.write_str("*"),
+            Self::Exact(value) => f.write_str(value),
+            Self::Regex(regex) => {
+                let whole = regex.as_str();
+                let written = whole.strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(")$"));
+                write!(f, "~{}", written.unwrap_or(whole))
+            }
+        }
+    }
+}
+
+/// As it is written.
+impl fmt::Display for HostHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => f.write_str("keep"),
+            Self::Backend => f.write_str("backend"),
+            Self::Set(host) => host.fmt(f),
         }
     }
 }

@@ -6,6 +6,7 @@ use super::backend_keys::{BackendAddr, BackendTls};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Setting, Whole};
 use super::file::{Backend, Balance, Eject, Queue, Route, Sticky, Upstream};
+use super::http_keys::{Rule, Variant};
 use super::source::Place;
 use super::upstream::{BalanceWord, OnDown, Percent};
 use super::values::{Off, WordOr};
@@ -25,44 +26,48 @@ pub(super) struct PoolKeys<'f> {
     pub(super) backend_tls: &'f Setting<BackendTls>,
 }
 
-/// For both shapes that have these keys.
+/// For all shapes that have these keys.
 macro_rules! pool_keys {
-    ($shape:ty, $($key:ident),*) => {
-        impl $shape {
+    ($($shape:ty),*) => {
+        $(impl $shape {
             pub(super) fn pool_keys(&self) -> PoolKeys<'_> {
-                PoolKeys { $( $key: &self.$key, )* }
+                PoolKeys {
+                    to: &self.to,
+                    balance: &self.balance,
+                    sticky: &self.sticky,
+                    slow_start: &self.slow_start,
+                    max_connections: &self.max_connections,
+                    queue: &self.queue,
+                    eject: &self.eject,
+                    on_down: &self.on_down,
+                    retry_budget: &self.retry_budget,
+                    health: &self.health,
+                    backend_tls: &self.backend_tls,
+                }
             }
-        }
+        })*
     };
 }
-pool_keys!(
-    Upstream,
-    to,
-    balance,
-    sticky,
-    slow_start,
-    max_connections,
-    queue,
-    eject,
-    on_down,
-    retry_budget,
-    health,
-    backend_tls
-);
-pool_keys!(
-    Route,
-    to,
-    balance,
-    sticky,
-    slow_start,
-    max_connections,
-    queue,
-    eject,
-    on_down,
-    retry_budget,
-    health,
-    backend_tls
-);
+pool_keys!(Upstream, Route, Rule);
+
+/// Says nothing of its backends but where they are.
+impl Variant {
+    pub(super) fn pool_keys(&self) -> PoolKeys<'_> {
+        PoolKeys {
+            to: &self.to,
+            balance: &Setting::Absent,
+            sticky: &Setting::Absent,
+            slow_start: &Setting::Absent,
+            max_connections: &Setting::Absent,
+            queue: &Setting::Absent,
+            eject: &Setting::Absent,
+            on_down: &Setting::Absent,
+            retry_budget: &Setting::Absent,
+            health: &Setting::Absent,
+            backend_tls: &Setting::Absent,
+        }
+    }
+}
 
 impl PoolKeys<'_> {
     /// Those beside `to` that are there, with where they are.

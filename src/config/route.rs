@@ -1,6 +1,7 @@
 //! Routes: what each matches, and what becomes of a connection that it takes.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,11 +171,20 @@ impl Conditions {
 impl ActionConfig {
     /// Where it leads, if anywhere.
     pub fn backends(&self) -> impl Iterator<Item = &PassthroughConfig> {
-        let http = match self {
+        self.stream_to().into_iter().chain(self.http().into_iter().flat_map(|http| http.backends()))
+    }
+
+    /// The folders whose files answer requests.
+    pub fn roots(&self) -> impl Iterator<Item = &Path> {
+        self.http().into_iter().flat_map(|http| http.roots())
+    }
+
+    /// What becomes of requests, where HTTP is spoken.
+    pub fn http(&self) -> Option<&Arc<HttpConfig>> {
+        match self {
             Self::Http(http) => Some(http),
             Self::Passthrough(_) | Self::Terminate(_) | Self::Redirect | Self::Reject(_) => None,
-        };
-        self.stream_to().into_iter().chain(http.into_iter().flat_map(|http| http.backends()))
+        }
     }
 
     /// The backends that streams are passed on to as they are, or without their TLS.

@@ -37,8 +37,6 @@ const ACTIONS: [(&str, ExpectedAction); 5] = [
     ("reject", ExpectedAction::Reject),
 ];
 
-const REDIRECTS: [(&str, RedirectWord); 1] = [("https", RedirectWord)];
-
 const PROXY_VERSIONS: [(&str, ProxyVersion); 2] = [("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)];
 
 const FORMATS: [(&str, LogFormat); 2] = [("json", LogFormat::Json), ("logfmt", LogFormat::Logfmt)];
@@ -100,10 +98,6 @@ pub(super) enum SniWord {
 /// An ALPN protocol name (RFC 7301 §3.1: 1 to 255 bytes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AlpnName(pub(super) Box<[u8]>);
-
-/// Where `redirect` sends clients: to `https`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RedirectWord;
 
 /// The version that a server of MySQL claims to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,7 +222,6 @@ macro_rules! word_value {
 }
 
 word_value!(RejectWith, "\"answer\", \"alert\", \"close\", \"reset\" or \"drop\"", REJECTS);
-word_value!(RedirectWord, "\"https\"", REDIRECTS);
 word_value!(ExpectedAction, "\"passthrough\", \"terminate\", \"http\", \"redirect\" or \"reject\"", ACTIONS);
 word_value!(ReloadOn, "\"signal\" or \"change\"", RELOADS);
 word_value!(Sandbox, "\"landlock\" or \"off\"", SANDBOXES);

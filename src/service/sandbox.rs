@@ -64,7 +64,8 @@ fn restrict(
     Ok(status.ruleset)
 }
 
-/// The folders of the configuration's files, of its lists and of authorities, and what the system says.
+/// The folders of the configuration's files, of its lists and of authorities, those that files are served from, and what the
+/// system says.
 fn readable(config: &Config) -> BTreeSet<PathBuf> {
     let origins = config.effective.iter().filter_map(|setting| setting.origin.as_ref());
     let routes = config.routes.iter().map(|route| &route.origin);
@@ -82,9 +83,11 @@ fn readable(config: &Config) -> BTreeSet<PathBuf> {
         acme.roots.file.as_deref().into_iter().chain(secret).map(folder)
     });
     let certificates = config.routes.iter().flat_map(certificate_folders);
+    let served = config.routes.iter().flat_map(|route| route.action.roots()).map(Path::to_owned);
     files
         .chain(acme)
         .chain(certificates)
+        .chain(served)
         .chain(lists)
         .chain(of_upstreams.map(folder))
         .chain(SYSTEM.map(PathBuf::from))

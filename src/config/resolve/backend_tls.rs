@@ -8,7 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use super::super::backend_keys::{BackendAddr, BackendTls as Table, VerifyWith, base64};
+use super::super::backend_keys::{BackendAddr, BackendTls as Table, Scheme, VerifyWith, base64};
 use super::super::checks::VerifyWord;
 use super::super::decode::{At, Either, Setting};
 use super::super::error::{ConfigError, ErrorKind};
@@ -41,11 +41,13 @@ pub(super) fn resolve(prefix: &str, keys: &PoolKeys<'_>, out: &mut Output) -> Op
         Setting::Bad(_) => return None,
         Setting::Given(at) => Some(at),
     };
-    let Some(place) = all_speak_it(keys, out)? else {
+    let Some((scheme, place)) = all_speak_it(keys, out)? else {
         let Some(at) = table else { return Some(None) };
         let message = "`backend_tls` is said of backends that speak TLS, and these are written without it";
         let error = ConfigError::new(ErrorKind::Conflict, message).at(&at.place);
-        out.report(error.hint("write `to = \"tls://10.0.0.1:443\"`, or remove `backend_tls`"));
+        out.report(error.hint(
+            "write `tls://` (for HTTP `https://` or `h2://`) before the address, or remove `backend_tls`",
+        ));
         return None;
     };
     let prefix = format!("{prefix}.backend_tls");
@@ -68,7 +70,7 @@ pub(super) fn resolve(prefix: &str, keys: &PoolKeys<'_>, out: &mut Output) -> Op
         sni: sni.map(|at| at.value.clone()),
         certificate: certificate?,
         pins: pins(&prefix, values, out),
-        alpn: alpn(&prefix, values, out),
+        alpn: alpn(&prefix, values, scheme, out),
         min_version: oldest,
     };
     has_name.then_some(Some(tls))
@@ -84,18 +86,28 @@ fn any_bad(table: &Table) -> bool {
         || table.min_version.is_bad()
 }
 
-/// Where the first backend is written, when all speak TLS; `Some(None)` when none does, `None` when that was reported.
+/// Where the first backend is written and what it speaks, when that is TLS; `Some(None)` when none does, `None` when they differ,
+/// which is reported.
 #[expect(clippy::option_option, reason = "that none speaks TLS, and that only some do")]
-fn all_speak_it<'k>(keys: &PoolKeys<'k>, out: &mut Output) -> Option<Option<&'k Place>> {
-    let all = keys.to.values().iter().filter_map(|at| Some((written(&at.value)?, &at.place)));
-    let (with, without): (Vec<_>, Vec<_>) = all.partition(|(backend, _)| backend.tls);
-    let (Some((tls, place)), Some((clear, other))) = (with.first(), without.first()) else {
-        return Some(with.first().map(|(_, place)| *place));
+fn all_speak_it<'k>(keys: &PoolKeys<'k>, out: &mut Output) -> Option<Option<(Scheme, &'k Place)>> {
+    let mut all = keys.to.values().iter().filter_map(|at| Some((written(&at.value)?, &at.place)));
+    let Some((first, place)) = all.next() else { return Some(None) };
+    let Some((second, other)) = all.find(|(backend, _)| backend.scheme != first.scheme) else {
+        return Some(first.scheme.tls().then_some((first.scheme, place)));
     };
-    let message = format!("`{tls}` speaks TLS and `{clear}` does not, and both serve the same connections");
+    let message = if first.scheme.http().or(second.scheme.http()).is_some() {
+        format!("`{first}` and `{second}` do not speak the same, and both serve the same clients")
+    } else {
+        let (tls, clear) = if first.scheme.tls() { (first, second) } else { (second, first) };
+        format!("`{tls}` speaks TLS and `{clear}` does not, and both serve the same connections")
+    };
     let error = ConfigError::new(ErrorKind::Conflict, message).at(other);
-    let error = error.also(place, "the one with TLS is here");
-    out.report(error.hint(format!("write `tls://{}`, or neither with `tls://`", clear.address)));
+    let same = BackendAddr { scheme: first.scheme, ..second.clone() };
+    out.report(
+        error
+            .also(place, "the first one is here")
+            .hint(format!("write `{same}`, or give all the same scheme")),
+    );
     None
 }
 
@@ -182,11 +194,13 @@ fn pins(prefix: &str, table: Option<&Table>, out: &mut Output) -> Vec<[u8; 32]> 
     pins
 }
 
-fn alpn(prefix: &str, table: Option<&Table>, out: &mut Output) -> Option<Vec<Box<[u8]>>> {
+fn alpn(prefix: &str, table: Option<&Table>, scheme: Scheme, out: &mut Output) -> Option<Vec<Box<[u8]>>> {
     let at = table.and_then(|table| table.alpn.given());
     let Some(at) = at else {
-        out.note(format!("{prefix}.alpn"), string("auto"), None);
-        return None;
+        let of_scheme = scheme.alpn();
+        let text = of_scheme.map_or("auto".into(), String::from_utf8_lossy);
+        out.note(format!("{prefix}.alpn"), string(text), None);
+        return of_scheme.map(|name| vec![name.into()]);
     };
     out.check_repeated(&at.value.0, |name| String::from_utf8_lossy(&name.0).into_owned());
     let names: Vec<_> = at.value.0.iter().map(|at| at.value.0.clone()).collect();

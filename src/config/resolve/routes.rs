@@ -185,7 +185,7 @@ fn action(
                 out,
             ))
         }
-        Target::Named(Written { config, to }, place) => {
+        Target::Named(Written { config, to, .. }, place) => {
             out.note(format!("route[{name}].upstream"), string(&config.name), Some(place));
             ActionConfig::Passthrough(passthrough::of_route(name, config, &to, route, context, out))
         }

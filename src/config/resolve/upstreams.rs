@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::backend_keys::BackendAddr;
-use super::super::decode::{At, Either, Setting, list, quote, similar};
+use super::super::backend_keys::{BackendAddr, Scheme};
+use super::super::decode::{At, Either, OneOrMany, Setting, list, quote, similar};
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::{Backend, Upstream};
 use super::super::pool_keys::PoolKeys;
@@ -45,6 +45,8 @@ pub(super) struct Written {
     pub(super) config: Arc<UpstreamConfig>,
     /// Its backends, and where they stand.
     pub(super) to: Vec<(UpstreamAddr, Place)>,
+    /// What they speak.
+    pub(super) scheme: Scheme,
 }
 
 /// All `[[upstream]]`s.
@@ -88,7 +90,10 @@ fn one(
     let to = check_backends(keys.to, listeners, out);
     dynamic::refuse(to.as_deref().unwrap_or_default(), out);
     let config = keys_to_config(&name.0, &format!("upstream[{}]", name.0), &keys, out);
-    if keys.any_bad() { None } else { Some(Written { config: Arc::new(config?), to: to? }) }
+    if keys.any_bad() {
+        return None;
+    }
+    Some(Written { config: Arc::new(config?), to: to?, scheme: scheme(keys.to) })
 }
 
 impl Upstreams {
@@ -112,6 +117,11 @@ impl Upstreams {
         found.cloned()
     }
 
+    /// What those of that name speak, if it is known.
+    pub(super) fn scheme(&self, name: &str) -> Option<Scheme> {
+        self.found.get(name).map(|written| written.scheme)
+    }
+
     /// Whether there is one of that name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.found.contains_key(name)
@@ -129,9 +139,15 @@ fn address(backend: &Either<BackendAddr, Backend>) -> Option<&UpstreamAddr> {
     backend_tls::written(backend).map(|backend| &backend.address)
 }
 
+/// What the first backend speaks, and all others where they can be used.
+pub(super) fn scheme(to: &Setting<OneOrMany<Either<BackendAddr, Backend>>>) -> Scheme {
+    let first = to.values().first().and_then(|at| backend_tls::written(&at.value));
+    first.map_or(Scheme::Tcp, |backend| backend.scheme)
+}
+
 /// Reports addresses that stand twice, and those of own listeners. Gives them with their places.
 pub(super) fn check_backends(
-    to: &Setting<super::super::decode::OneOrMany<Either<BackendAddr, Backend>>>,
+    to: &Setting<OneOrMany<Either<BackendAddr, Backend>>>,
     listeners: &[ListenerConfig],
     out: &mut Output,
 ) -> Option<Vec<(UpstreamAddr, Place)>> {
