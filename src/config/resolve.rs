@@ -22,6 +22,7 @@ mod cases;
 mod dns;
 mod dynamic;
 mod health;
+mod http;
 mod inside;
 mod limits;
 mod listeners;

@@ -11,12 +11,12 @@ use super::super::protocols::ProtocolWord;
 use super::super::source::Place;
 use super::super::values::{AlpnName, ListenerName, SniWord, checked_name};
 use super::super::{
-    ActionConfig, Conditions, ListenerConfig, NamePattern, Origin, RejectWith, RouteConfig, RouteKey,
-    TerminateConfig, Timeouts,
+    ActionConfig, Conditions, HttpConfig, ListenerConfig, NamePattern, Origin, RejectWith, RouteConfig,
+    RouteKey, TerminateConfig, Timeouts,
 };
 use super::inside::Inside;
 use super::upstreams::{self, Upstreams, Written};
-use super::{Input, Output, acme, backend_tls, dynamic, inside, passthrough, string, strings, tls};
+use super::{Input, Output, acme, backend_tls, dynamic, http, inside, passthrough, string, strings, tls};
 use crate::net::UpstreamAddr;
 use crate::peek::{Patterns, Protocol};
 
@@ -90,7 +90,15 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     out.check_repeated(route.ja4.values(), ToString::to_string);
     out.check_repeated(route.from.values(), ToString::to_string);
     let inside = keys.as_deref().and_then(|keys| inside::resolve(route, keys, out));
-    let targets = targets(table, keys.as_deref(), context, out);
+    let http = http::cause(route, context.upstreams);
+    let targets = match (http, keys.as_deref()) {
+        (Some(cause), Some(keys)) => http::check(route, cause, keys, out).map(|()| Target::Http),
+        (Some(_), None) => None,
+        (None, keys) => {
+            http::refuse_keys(route, context.upstreams, out);
+            targets(table, keys, context, out)
+        }
+    };
     let bad = route.name.is_bad()
         || route.alpn.is_bad()
         || route.ja4.is_bad()
@@ -101,15 +109,20 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         || route.internal.is_bad()
         || route.redirect.is_bad()
         || route.tls.is_bad()
-        || route.pool_keys().any_bad();
+        || route.action_keys().any_bad();
     let (keys, listeners, inside, target) = (keys?, listeners?, inside?, targets?);
     if bad {
         return None;
     }
     let name = names.name(route, &keys);
     note_match(&name, route, out);
-    let policy = tls::resolve(&name, route, &keys, inside.protocols.as_deref(), context.tls, out)?;
-    let action = match (action(&name, target, table, context, out)?, policy) {
+    let known = tls::Known { keys: &keys, inside: inside.protocols.as_deref(), http: http.is_some() };
+    let policy = tls::resolve(&name, route, &known, context.tls, out);
+    let action = match (action(&name, target, table, context, out)?, policy?) {
+        (ActionConfig::Http(http), policy) => ActionConfig::Http(Arc::new(HttpConfig {
+            tls: policy.map(Arc::new),
+            ..Arc::unwrap_or_clone(http)
+        })),
         (ActionConfig::Passthrough(to), Some(policy)) => {
             ActionConfig::Terminate(TerminateConfig { tls: Arc::new(policy), to })
         }
@@ -156,6 +169,7 @@ fn action(
 ) -> Option<ActionConfig> {
     let route = &table.value;
     Some(match target {
+        Target::Http => ActionConfig::Http(Arc::new(http::resolve(name, table, context, out)?)),
         Target::Redirect(place) => {
             out.note(format!("route[{name}].redirect"), string("https"), Some(place));
             ActionConfig::Redirect
@@ -165,13 +179,7 @@ fn action(
             ActionConfig::Reject(with)
         }
         Target::To(addrs) => {
-            if context.upstreams.has(name) {
-                let message = format!(
-                    "the route {} has backends of its own, and an upstream has its name",
-                    quote(name)
-                );
-                let error = ConfigError::new(ErrorKind::DuplicateName, message).at(&table.place);
-                out.report(error.hint("give the route another `name`, or write `upstream` in place of `to`"));
+            if !has_own_name(name, &table.place, context, out) {
                 return None;
             }
             let prefix = format!("route[{name}]");
@@ -190,6 +198,17 @@ fn action(
             ActionConfig::Passthrough(passthrough::of_route(name, config, &to, route, context, out))
         }
     })
+}
+
+/// Whether no upstream is named so; reported if one is.
+pub(super) fn has_own_name(name: &str, place: &Place, context: &Context<'_>, out: &mut Output) -> bool {
+    if !context.upstreams.has(name) {
+        return true;
+    }
+    let message = format!("the route {} has backends of its own, and an upstream has its name", quote(name));
+    let error = ConfigError::new(ErrorKind::DuplicateName, message).at(place);
+    out.report(error.hint("give the route another `name`, or write `upstream` in place of `to`"));
+    false
 }
 
 /// What the route matches, and where that is written.
@@ -330,6 +349,8 @@ pub(super) fn find_listener(
 
 /// Where a route leads.
 enum Target<'r> {
+    /// To where its rules, and the route itself, say of each request.
+    Http,
     /// To backends of its own, which stand at these places.
     To(Vec<(UpstreamAddr, Place)>),
     /// To those of a group that is named.

@@ -22,6 +22,9 @@ use super::acme::{self, Ordered};
 use super::{Input, Output, inner, string, strings};
 use crate::peek::Protocol;
 
+/// The versions of HTTP, the better one first.
+const HTTP: [&str; 2] = ["h2", "http/1.1"];
+
 /// What all routes with `tls` have in common.
 pub(super) struct Shared {
     /// The certificates at the top of the file; `None` when there are none.
@@ -51,15 +54,24 @@ impl Shared {
     }
 }
 
+/// What is known of a route beside its `tls`.
+pub(super) struct Known<'a> {
+    pub(super) keys: &'a [(RouteKey, Place)],
+    /// What is spoken inside TLS, where that is said.
+    pub(super) inside: Option<&'a [Protocol]>,
+    /// Whether that is HTTP, which ends here, too.
+    pub(super) http: bool,
+}
+
 /// The rules of a route that ends TLS; `Some(None)` for one that does not, `None` when an error was reported.
 pub(super) fn resolve(
     name: &str,
     route: &Route,
-    keys: &[(RouteKey, Place)],
-    inside: Option<&[Protocol]>,
+    known: &Known<'_>,
     shared: &Shared,
     out: &mut Output,
 ) -> Option<Option<TlsPolicy>> {
+    let Known { keys, inside, .. } = *known;
     let at = match &route.tls {
         Setting::Absent => return Some(None),
         Setting::Bad(_) => return None,
@@ -93,7 +105,7 @@ pub(super) fn resolve(
         min_version,
         suites: suites(name, at, min_version, out)?,
         groups: groups(name, at, out),
-        alpn: alpn(name, route, at, inside, out),
+        alpn: alpn(name, route, at, known, out),
         resumption: resumes,
         client_auth,
     }))
@@ -279,7 +291,7 @@ fn alpn(
     name: &str,
     route: &Route,
     at: &At<Either<CertificatesFrom, Tls>>,
-    inside: Option<&[Protocol]>,
+    known: &Known<'_>,
     out: &mut Output,
 ) -> Vec<Box<[u8]>> {
     let given = inner(Some(at), |table| &table.alpn).or_else(|| route.alpn.given());
@@ -288,8 +300,9 @@ fn alpn(
             out.check_repeated(&at.value.0, |name| String::from_utf8_lossy(&name.0).into_owned());
             at.value.0.iter().map(|at| at.value.0.clone()).collect()
         }
+        None if known.http => HTTP.map(|name| name.as_bytes().into()).into(),
         None => {
-            let of = inside.unwrap_or_default().iter().flat_map(|protocol| protocol.alpn_names());
+            let of = known.inside.unwrap_or_default().iter().flat_map(|protocol| protocol.alpn_names());
             of.map(|name| (*name).into()).collect()
         }
     };

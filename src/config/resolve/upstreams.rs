@@ -145,6 +145,14 @@ pub(super) fn scheme(to: &Setting<OneOrMany<Either<BackendAddr, Backend>>>) -> S
     first.map_or(Scheme::Tcp, |backend| backend.scheme)
 }
 
+/// Whether one of them speaks HTTP, as all do where they can be used.
+pub(super) fn speaks_http(to: &Setting<OneOrMany<Either<BackendAddr, Backend>>>) -> bool {
+    to.values()
+        .iter()
+        .filter_map(|at| backend_tls::written(&at.value))
+        .any(|backend| backend.scheme.http().is_some())
+}
+
 /// Reports addresses that stand twice, and those of own listeners. Gives them with their places.
 pub(super) fn check_backends(
     to: &Setting<OneOrMany<Either<BackendAddr, Backend>>>,

@@ -41,8 +41,21 @@ fn the_schema_declares_every_key() {
         backend_keys::BackendTls::KEYS.len(),
     ];
     let own = [
-        // Below `route` and below `upstream`.
-        2 * of_pools.iter().sum::<usize>(),
+        // Below `route`, `route.rule` and `upstream`.
+        3 * of_pools.iter().sum::<usize>(),
+        // Below `split` of routes and rules.
+        2 * (http_keys::Variant::KEYS.len() + file::Backend::KEYS.len()),
+        // Of routes and rules.
+        2 * http_keys::StickySplit::KEYS.len(),
+        2 * http_keys::Files::KEYS.len(),
+        2 * http_keys::Redirect::KEYS.len(),
+        2 * http_keys::Answer::KEYS.len(),
+        2 * http_keys::Replace::KEYS.len(),
+        2 * file::RouteTimeouts::KEYS.len(),
+        // Of both, for requests and answers.
+        4 * http_keys::Headers::KEYS.len(),
+        http_keys::Rule::KEYS.len(),
+        http_keys::HttpTable::KEYS.len(),
         // For `listen` and below `listener`.
         2 * file::ServerFirst::KEYS.len(),
         file::Upstream::KEYS.len(),
@@ -66,7 +79,6 @@ fn the_schema_declares_every_key() {
         acme_keys::ExternalAccount::KEYS.len(),
         file::AccessLog::KEYS.len(),
         file::Route::KEYS.len(),
-        file::RouteTimeouts::KEYS.len(),
         made_up::Test::KEYS.len(),
         made_up::Hello::KEYS.len(),
         made_up::Expect::KEYS.len(),
