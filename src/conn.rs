@@ -68,6 +68,10 @@ async fn serve(admitted: Box<Admitted>, mut record: ConnRecord) {
 }
 
 /// What a connection has come to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a relay lasts; a box for it would be one more allocation a connection"
+)]
 enum Established<'a> {
     /// Its streams are relayed.
     Relay(Relayed<'a>),
@@ -150,16 +154,9 @@ async fn proceed<'a>(
     let entering = Entering { permit: &mut client.counted.permit, listener };
     match route(snapshot, &preface, entering, record, cx, timer).await {
         Ok(Routed::To(route, ends)) => {
-            let begun =
-                begin(client, (preface, replay), (route, ends), (snapshot, limits), record, cx, timer);
-            let relayed = match begun.await {
-                // In a box of its own, which is not there while first bytes are awaited.
-                Ok((client, begun)) => {
-                    Box::pin(passthrough::connect(client, begun, snapshot, route, record, cx, timer)).await
-                }
-                Err(alone) => Err(alone),
-            };
-            match relayed {
+            let known = (preface, replay);
+            let passing = pass(client, known, (route, ends), (snapshot, limits), record, cx, timer);
+            match passing.await {
                 Ok(relayed) => Ok(Established::Relay(relayed)),
                 Err(alone) => Err(turn_away(alone, listener, record, cx, timer).await),
             }
@@ -191,6 +188,22 @@ async fn proceed<'a>(
             Err(why)
         }
     }
+}
+
+/// A connection with its backend.
+async fn pass<'a>(
+    client: Client,
+    known: (Preface, Option<Box<Replay>>),
+    (route, ends): (RouteId, bool),
+    (snapshot, limits): (&Snapshot, peek::Limits),
+    record: &mut ConnRecord,
+    cx: &'a Context,
+    timer: &mut Timer<'_>,
+) -> Result<Relayed<'a>, Alone> {
+    let beginning = begin(client, known, (route, ends), (snapshot, limits), record, cx, timer);
+    let (client, begun) = beginning.await?;
+    // In a box of its own, which is not there while first bytes are awaited.
+    Box::pin(passthrough::connect(client, begun, snapshot, route, record, cx, timer)).await
 }
 
 /// Tells a client that there is no backend for it.

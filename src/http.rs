@@ -30,6 +30,7 @@ mod h2;
 mod handle;
 mod kept;
 mod limits;
+mod local;
 mod metrics;
 pub mod page;
 pub mod path;

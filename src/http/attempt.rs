@@ -159,7 +159,8 @@ impl<'a> Attempt<'a> {
                 Poll::Ready(result) => return Poll::Ready(result),
                 Poll::Pending => {}
             }
-            if reply.poll_flush(cx).map_err(|_| Failure::GONE)?.is_pending() {}
+            // What waits to be told goes on with the next call.
+            let _ = reply.poll_flush(cx).map_err(|_| Failure::GONE)?;
             if reply.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Failure::GONE));
             }

@@ -12,6 +12,7 @@ use super::site::Destination;
 use super::wire::Wire;
 use crate::config::BackendHttp;
 use crate::net::Timer;
+use crate::peek::ServerName;
 use crate::tls::End;
 use crate::upstream::{Caller, ConnectError, ConnectFailure, Endpoint, Lease, Leased};
 
@@ -73,17 +74,8 @@ pub(super) async fn lease(
         found.replace(link);
         is_there
     };
-    let caller = Caller {
-        client: cx.client.ip(),
-        server_name: name.map(|name| name.as_str()),
-        socket: None,
-        ends_as_one: false,
-        may_move: false,
-        alpn: None,
-        buffers: &thread.buffers,
-    };
-    let leased = target.upstream.lease(&kept, caller, &thread.reactor, timer).await?;
-    match leased {
+    let caller = caller(name, cx);
+    match target.upstream.lease(&kept, caller, &thread.reactor, timer).await? {
         Leased::Kept(lease) => {
             let key = key(lease.endpoint());
             let gone = || ConnectFailure {
@@ -96,15 +88,39 @@ pub(super) async fn lease(
         Leased::New(connection) => {
             let key = key(connection.lease.endpoint());
             let end = End::new(connection.stream, connection.tls, &thread.buffers);
-            let link = match target.version {
-                BackendHttp::Http1 => Link::H1(Rc::new(Wire::new(end, &[], &thread.scratch, None))),
-                BackendHttp::Http2 => match session(end, &key, thread, timer, target).await {
-                    Ok(session) => Link::H2(session),
-                    Err(error) => return Err(ConnectFailure { error, endpoint: Some(key.endpoint) }),
-                },
-            };
+            let link = begin(end, &key, target, thread, timer).await?;
             Ok(Leash { link, lease: connection.lease, key, reused: false })
         }
+    }
+}
+
+/// Whose requests they are.
+fn caller<'a>(name: Option<&'a ServerName>, cx: &'a Connection) -> Caller<'a> {
+    Caller {
+        client: cx.client.ip(),
+        server_name: name.map(ServerName::as_str),
+        socket: None,
+        ends_as_one: false,
+        may_move: false,
+        alpn: None,
+        buffers: &cx.thread.buffers,
+    }
+}
+
+/// What requests are sent by over a new connection.
+async fn begin(
+    end: End,
+    key: &Key,
+    target: &Destination,
+    thread: &Rc<Thread>,
+    timer: &mut Timer<'_>,
+) -> Result<Link, ConnectFailure> {
+    match target.version {
+        BackendHttp::Http1 => Ok(Link::H1(Rc::new(Wire::new(end, &[], &thread.scratch, None)))),
+        BackendHttp::Http2 => match Box::pin(session(end, key, thread, timer, target)).await {
+            Ok(session) => Ok(Link::H2(session)),
+            Err(error) => Err(ConnectFailure { error, endpoint: Some(Arc::clone(&key.endpoint)) }),
+        },
     }
 }
 

@@ -54,9 +54,12 @@ pub(super) struct Passing<'a> {
     pub(super) destination: &'a Destination,
     pub(super) outgoing: Outgoing,
     pub(super) deadlines: Deadlines,
-    /// What becomes of the head of the answer of the backend of this name.
-    pub(super) change: &'a (dyn Fn(StatusCode, (&str, &str), &mut HeaderMap) -> Result<(), Failure> + 'a),
+    /// What becomes of the head of the answer.
+    pub(super) change: &'a Change<'a>,
 }
+
+/// What becomes of the head of an answer, of which backend and by which host that was asked for.
+type Change<'a> = dyn Fn(StatusCode, (&str, &str), &mut HeaderMap) -> Result<(), Failure> + 'a;
 
 impl Passing<'_> {
     /// Passes it on, and its answer back.
@@ -74,7 +77,7 @@ impl Passing<'_> {
         let idempotent = self.outgoing.method.is_idempotent();
         let mut wish = Wish { reuse: !self.outgoing.upgrade, fresh: !idempotent || !source.is_done() };
         loop {
-            let mut leash = match client::lease(self.destination, wish, cx, timer).await {
+            let mut leash = match Box::pin(client::lease(self.destination, wish, cx, timer)).await {
                 Ok(leash) => leash,
                 Err(failed) => {
                     exchange.backend = failed.endpoint;
@@ -150,7 +153,7 @@ impl Passing<'_> {
             exchange.status = Some(status);
             exchange.upgraded = true;
             (self.change)(status, (&backend, asked), &mut headers)?;
-            let lasting = tunnel::run(wire, headers, reply, self.destination.idle_timeout, cx, timer);
+            let lasting = tunnel::run(wire, headers, reply, self.destination.idle, cx, timer);
             (exchange.bytes_in, exchange.bytes_out) = Box::pin(lasting).await?;
             return Ok(());
         }

@@ -45,17 +45,9 @@ pub(super) async fn serve(end: End, said: Bytes, cx: Rc<Connection>) -> Ended {
     let mut timer = cx.thread.timers.timer();
     let limits = (cx.site)().map_or(HttpLimits::DEFAULT, |site| site.config.limits.clone());
     let io = Counted { said, end, count: Rc::clone(&cx.count) };
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(HEADER_LIST)
-        .max_send_buffer_size(HIGH)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .max_local_error_reset_streams(Some(LOCAL_RESETS));
     let until = timer.now() + limits.header_timeout;
-    let mut connection = match timer.timeout_at(until, builder.handshake::<_, Bytes>(io)).await {
+    let shaking = Box::pin(builder(&limits).handshake::<_, Bytes>(io));
+    let mut connection = match timer.timeout_at(until, shaking).await {
         Some(Ok(connection)) => connection,
         Some(Err(_)) => return Ended::Refused("malformed"),
         None => return Ended::Refused("header_timeout"),
@@ -80,14 +72,7 @@ pub(super) async fn serve(end: End, said: Bytes, cx: Rc<Connection>) -> Ended {
             }
         });
         match next.await {
-            Some(Some(Ok((request, send)))) => {
-                open.set(open.get() + 1);
-                let (cx, open) = (Rc::clone(&cx), Open(Rc::clone(&open)));
-                drop(tokio::task::spawn_local(async move {
-                    Box::pin(answer(request, send, &cx)).await;
-                    drop(open);
-                }));
-            }
+            Some(Some(Ok((request, send)))) => begin(request, send, &open, &cx),
             Some(Some(Err(error))) => {
                 return if error.is_io() { Ended::Gone } else { Ended::Refused("malformed") };
             }
@@ -100,6 +85,34 @@ pub(super) async fn serve(end: End, said: Bytes, cx: Rc<Connection>) -> Ended {
         }
         idle_since = timer.now();
     }
+}
+
+fn builder(limits: &HttpLimits) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(HEADER_LIST)
+        .max_send_buffer_size(HIGH)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS));
+    builder
+}
+
+/// Answers a request by a task of its own.
+fn begin(
+    request: http::Request<h2::RecvStream>,
+    send: h2::server::SendResponse<Bytes>,
+    open: &Rc<Cell<usize>>,
+    cx: &Rc<Connection>,
+) {
+    open.set(open.get() + 1);
+    let (cx, open) = (Rc::clone(cx), Open(Rc::clone(open)));
+    drop(tokio::task::spawn_local(async move {
+        Box::pin(answer(request, send, &cx)).await;
+        drop(open);
+    }));
 }
 
 async fn answer(

@@ -1,28 +1,24 @@
 //! One request, from its head to the end of its answer.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 
-use http::header::{ACCEPT, ALLOW, LOCATION, USER_AGENT};
+use http::header::{ACCEPT, ALLOW, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
-use tracing::warn;
 
 use super::answer::{self, Content};
 use super::connection::Connection;
 use super::failure::Failure;
 use super::fields;
-use super::files::{self, FileAnswer, FilesError};
-use super::flow::{Flow, FlowError};
+use super::local;
 use super::proxy;
 use super::record::Exchange;
-use super::reply::{Length, Reply};
+use super::reply::Reply;
 use super::rules::{Asked, Found};
 use super::site::Site;
 use super::source::Source;
 use super::target::{Scheme, Spoken, Target};
-use super::template::{Changes, Vars, expand};
-use crate::config::{AnswerConfig, HttpLimits, RedirectConfig, RequestAction, RuleConfig};
+use super::template::Vars;
+use crate::config::{HttpLimits, RequestAction, RuleConfig};
 use crate::net::Timer;
 
 /// A request of which the head was read.
@@ -106,7 +102,9 @@ async fn respond(
     exchange.client = client;
     if let Some(authorization) = cx.challenges.http(&target.path) {
         let content = Content::text(StatusCode::OK, authorization.as_bytes());
-        return content.send(reply, incoming.method == Method::HEAD, exchange, write(site), timer).await;
+        return content
+            .send(reply, incoming.method == Method::HEAD, exchange, site.config.limits.write_timeout, timer)
+            .await;
     }
     let headers = incoming.headers.clone();
     let method = incoming.method.clone();
@@ -139,79 +137,30 @@ async fn respond(
         groups: groups.as_ref(),
     };
     let taken = Taken { site, rule, index, target, vars, trusted };
-    match &rule.action {
-        RequestAction::Proxy(proxy) => {
-            Box::pin(proxy::pass(incoming, &taken, proxy, reply, exchange, cx, timer)).await
-        }
-        RequestAction::Redirect(redirect) => {
-            let content = redirected(redirect, &taken)?;
-            content.send(reply, method == Method::HEAD, exchange, write(site), timer).await
-        }
-        RequestAction::Answer(config) => {
-            let content = fixed(config, &taken, headers.get(ACCEPT))?;
-            content.send(reply, method == Method::HEAD, exchange, write(site), timer).await
-        }
-        RequestAction::Files(_) => {
-            let files = site.files(index).ok_or(none)?;
-            let asked = files::Asked {
-                method: &method,
-                path: &target.path,
-                query: target.query.as_deref(),
-                headers: &headers,
-            };
-            let answer = files.answer(&cx.thread.disk, &asked).await.map_err(|error| unread(&error))?;
-            Box::pin(serve_file(answer, &taken, reply, exchange, timer)).await
-        }
-    }
+    act(incoming, &taken, reply, exchange, cx, timer).await
 }
 
-/// Why no file answers.
-fn unread(error: &FilesError) -> Failure {
-    if let FilesError::Root(_) | FilesError::Read(_) | FilesError::Disk(_) = error {
-        warn!(%error, source = std::error::Error::source(error).map(ToString::to_string), "no file");
-    }
-    Failure::refused(error.status(), "file")
-}
-
-/// Sends a file, or what a client is told of one.
-async fn serve_file(
-    answer: FileAnswer,
+/// Does with a request what its rule says.
+async fn act(
+    incoming: &mut Incoming,
     taken: &Taken<'_>,
     reply: &mut Reply,
     exchange: &mut Exchange<'_>,
+    cx: &Connection,
     timer: &mut Timer<'_>,
 ) -> Result<(), Failure> {
-    let FileAnswer { status, headers, body } = answer;
-    let mut content = changed(Content { headers, ..Content::new(status) }, taken)?;
-    content.date();
-    exchange.status = Some(status);
-    let mut source = Source::from(body);
-    let length = match source.length() {
-        Some(length) if *taken.vars.method != Method::HEAD && status != StatusCode::NOT_MODIFIED => {
-            content.headers.remove(http::header::CONTENT_LENGTH);
-            Length::Known(length)
+    let (is_head, write) = (*taken.vars.method == Method::HEAD, taken.site.config.limits.write_timeout);
+    let content = match &taken.rule.action {
+        RequestAction::Proxy(proxy) => {
+            return Box::pin(proxy::pass(incoming, taken, proxy, reply, exchange, cx, timer)).await;
         }
-        _ => Length::Nothing,
+        RequestAction::Files(_) => {
+            return Box::pin(local::file(taken, reply, exchange, cx, timer)).await;
+        }
+        RequestAction::Redirect(redirect) => local::redirect(redirect, taken)?,
+        RequestAction::Answer(config) => local::fixed(config, taken)?,
     };
-    let mut sink = reply.begin(status, content.headers, length).map_err(|_| Failure::GONE)?;
-    let mut flow = Flow::new(2 * 64 * 1024, timer.now());
-    let write = write(taken.site);
-    let sent = poll_fn(|cx| match flow.poll(cx, (&mut source, &mut sink), None, timer.now()) {
-        Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-        Poll::Ready(Err(FlowError::Sink(_))) => Poll::Ready(Err(Failure::GONE)),
-        Poll::Ready(Err(FlowError::Source(_) | FlowError::TooLarge)) => Poll::Ready(Err(Failure::FILE)),
-        Poll::Pending => timer.poll(cx, flow.gave + write).map(|()| Err(Failure::WRITE_TIMEOUT)),
-    })
-    .await;
-    exchange.bytes_out = flow.taken;
-    if sent.is_err() {
-        sink.break_off();
-    }
-    sent
-}
-
-fn write(site: &Site) -> std::time::Duration {
-    site.config.limits.write_timeout
+    content.send(reply, is_head, exchange, write, timer).await
 }
 
 /// Refuses what is for no backend.
@@ -232,41 +181,6 @@ fn check(incoming: &Incoming, target: &Target, site: &Site, cx: &Connection) -> 
         return Err(Failure::TOO_LARGE);
     }
     Ok(())
-}
-
-/// Where a client is sent.
-fn redirected(redirect: &RedirectConfig, taken: &Taken<'_>) -> Result<Content, Failure> {
-    let location = expand(&redirect.to, &taken.vars).ok_or(Failure::UNFIT)?;
-    let location = HeaderValue::try_from(location).map_err(|_| Failure::UNFIT)?;
-    let mut content = Content::new(redirect.status);
-    content.headers.insert(LOCATION, location);
-    changed(content, taken)
-}
-
-/// An answer that is always the same.
-fn fixed(config: &AnswerConfig, taken: &Taken<'_>, accept: Option<&HeaderValue>) -> Result<Content, Failure> {
-    let content = match &config.body {
-        Some(body) => {
-            let body = expand(body, &taken.vars).ok_or(Failure::UNFIT)?;
-            let mut content = Content::new(config.status);
-            let content_type = HeaderValue::try_from(&*config.content_type).map_err(|_| Failure::UNFIT)?;
-            content.headers.insert(http::header::CONTENT_TYPE, content_type);
-            content.body = body.into();
-            content
-        }
-        None if config.status.is_client_error() || config.status.is_server_error() => {
-            Content::page(config.status, accept, taken.vars.id)
-        }
-        None => Content::new(config.status),
-    };
-    changed(content, taken)
-}
-
-/// With what the rule changes in the heads of answers.
-fn changed(mut content: Content, taken: &Taken<'_>) -> Result<Content, Failure> {
-    let changes = Changes::new(&taken.rule.response_headers, &taken.vars).ok_or(Failure::UNFIT)?;
-    changes.apply(&mut content.headers);
-    Ok(content)
 }
 
 /// What a client may ask for that asked by a method that is refused.

@@ -255,4 +255,12 @@ mod tests {
         assert!(body("application/json").ends_with(json), "{}", body("application/json"));
         assert_eq!(body("*/*").lines().count(), 2);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_panics(accept in "[a-z*/;,=q0-9. ]{0,40}", id in "\\PC*") {
+            let (kind, body) = page(StatusCode::OK, HeaderValue::from_str(&accept).ok().as_ref(), &id);
+            proptest::prop_assert!(TYPES.iter().any(|known| known.content_type() == kind) && !body.is_empty());
+        }
+    }
 }

@@ -75,9 +75,9 @@ pub(super) async fn pass(
         Ok(())
     };
     let limits = &taken.site.config.limits;
-    let deadlines = Deadlines::new(limits, proxy.response_timeout, destination.idle_timeout, timer.now());
+    let deadlines = Deadlines::new(limits, proxy.response_timeout, destination.idle.open, timer.now());
     let passing = Passing { site: taken.site, destination, outgoing, deadlines, change: &change };
-    passing.run(&mut incoming.source, reply, exchange, cx, timer).await
+    Box::pin(passing.run(&mut incoming.source, reply, exchange, cx, timer)).await
 }
 
 /// The head of a request as a backend gets it.

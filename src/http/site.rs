@@ -8,6 +8,7 @@ use super::files::Files;
 use super::metrics::Metrics;
 use super::rules::Rules;
 use crate::config::{BackendHttp, HttpConfig, PassthroughConfig, RequestAction, RuleConfig, VariantConfig};
+use crate::net::IdleLimits;
 use crate::telemetry::Registry;
 use crate::upstream::{Pools, Resolver, Upstream};
 
@@ -31,7 +32,7 @@ pub(super) struct Destination {
     pub(super) upstream: Upstream,
     pub(super) version: BackendHttp,
     pub(super) connect_timeout: Duration,
-    pub(super) idle_timeout: Duration,
+    pub(super) idle: IdleLimits,
 }
 
 impl Site {
@@ -51,7 +52,7 @@ impl Site {
                 upstream: Upstream::new(pools.find(&to.upstream.name)?, (route, to), resolver, registry),
                 version: variant.version,
                 connect_timeout: to.connect_timeout,
-                idle_timeout: to.idle_timeout,
+                idle: IdleLimits { open: to.idle_timeout, half_closed: to.half_closed_timeout },
             })
         };
         let mut of_rule = |rule: &RuleConfig| rule.action.variants().iter().filter_map(&mut target).collect();

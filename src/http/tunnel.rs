@@ -6,7 +6,6 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,7 +32,7 @@ pub(super) async fn run(
     backend: Rc<Wire>,
     headers: HeaderMap,
     reply: &mut Reply,
-    idle: Duration,
+    limits: IdleLimits,
     cx: &Connection,
     timer: &mut Timer<'_>,
 ) -> Result<(u64, u64), Failure> {
@@ -48,15 +47,14 @@ pub(super) async fn run(
     let early = backend.take_read(usize::MAX);
     client.queue(&early);
     let sent = poll_fn(|task| client.poll_flush(task));
-    let until = timer.now() + idle;
+    let until = timer.now() + limits.open;
     match timer.timeout_at(until, sent).await {
         Some(Ok(())) => {}
         Some(Err(_)) => return Err(Failure::GONE),
         None => return Err(Failure::WRITE_TIMEOUT),
     }
     let said = client.take_read(usize::MAX);
-    let passed = Passed { cx, up: Cell::new(0), down: Cell::new(early.len() as u64) };
-    let limits = IdleLimits { open: idle, half_closed: idle };
+    let passed = Passed { cx, up: Cell::new(said.len() as u64), down: Cell::new(early.len() as u64) };
     let mut relay = Relay::new(said.as_ref().into(), &cx.thread.scratch, limits, timer.now());
     let (mut down, mut up) = (Tunnel(Rc::clone(client)), Tunnel(Rc::clone(&backend)));
     let end = poll_fn(|task| relay.poll(task, &mut down, &mut up, timer, &passed)).await;

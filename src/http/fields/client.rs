@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use http::header::{FORWARDED, HeaderMap};
 use ipnet::IpNet;
 
-use super::{X_FORWARDED_FOR, is_in};
+use super::{X_FORWARDED_FOR, is_trusted};
 
 /// The address of the client, as far as it is known.
 ///
@@ -15,7 +15,7 @@ use super::{X_FORWARDED_FOR, is_in};
 /// pass on the other.
 pub fn client_of(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
     let mut client = peer.to_canonical();
-    if !is_in(trusted, client) {
+    if !is_trusted(client, trusted) {
         return client;
     }
     let mut hops = Vec::new();
@@ -31,7 +31,7 @@ pub fn client_of(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr
     for hop in hops.into_iter().rev() {
         let Some(ip) = hop else { break };
         client = ip;
-        if !is_in(trusted, client) {
+        if !is_trusted(client, trusted) {
             break;
         }
     }

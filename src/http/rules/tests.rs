@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode};
+use proptest::prelude::*;
 
 use super::*;
 use crate::config::{AnswerConfig, HeaderChanges, Origin, RequestAction};
@@ -337,4 +338,88 @@ fn ten_thousand_sites_are_looked_up() {
     };
     assert_eq!(rules.find_traced(&asked, &mut |_| steps += 1).unwrap().rule, 9_999);
     assert_eq!(steps, 1);
+}
+
+const HOSTS: [&str; 7] = ["a.x.test", "x.test", "*.test", "*.x.test", "~a[.].*", "~.*[.]test", "*"];
+const PATHS: [&str; 8] = ["/a", "/a/b", "/a/*", "/a/b/*", "/a/**", "/**/b", "~/a.*", "~/.*"];
+
+/// How specific a host is, by the words of the documentation; smaller is more.
+fn host_order(pattern: Option<&NamePattern>, host: &str) -> Option<(u8, usize)> {
+    match pattern {
+        Some(NamePattern::Exact(name)) => (name.as_str() == host).then_some((0, 0)),
+        Some(NamePattern::Suffix(name)) => {
+            let before = host.strip_suffix(name.as_str())?.strip_suffix('.')?;
+            (!before.is_empty()).then_some((1, 1000 - name.as_str().len()))
+        }
+        Some(NamePattern::Regex(regex)) => regex.is_match(host).then_some((2, 0)),
+        Some(NamePattern::Any) | None => Some((3, 0)),
+    }
+}
+
+fn path_order(pattern: Option<&PathPattern>, path: &str) -> Option<(u8, usize)> {
+    match pattern {
+        Some(PathPattern::Exact(exact)) => (**exact == *path).then_some((0, 1000 - exact.len())),
+        Some(PathPattern::Prefix(prefix)) => {
+            let below = format!("{prefix}/");
+            (**prefix == *path || path.starts_with(&below)).then_some((1, 1000 - prefix.len()))
+        }
+        Some(PathPattern::Glob(regex, text)) => {
+            regex.is_match(path).then(|| (2, 1000 - text.split('*').next().unwrap_or_default().len()))
+        }
+        Some(PathPattern::Regex(regex, _)) => regex.is_match(path).then_some((3, 0)),
+        None => Some((4, 0)),
+    }
+}
+
+/// The patterns, or the one that takes anything where there are none.
+fn or_any<T>(patterns: &[T]) -> impl Iterator<Item = Option<&T>> {
+    patterns.iter().map(Some).chain(patterns.is_empty().then_some(None))
+}
+
+/// Every rule looked at in turn.
+fn by_search(rules: &[RuleConfig], host: &str, path: &str, method: &Method) -> Option<usize> {
+    let orders = rules.iter().enumerate().filter_map(|(index, rule)| {
+        let when = &rule.when;
+        let host = or_any(&when.hosts).filter_map(|pattern| host_order(pattern, host)).min()?;
+        let path = or_any(&when.paths).filter_map(|pattern| path_order(pattern, path)).min()?;
+        let holds = when.methods.is_empty() || when.methods.contains(method);
+        holds.then_some((host, path, when.methods.is_empty(), index))
+    });
+    orders.min().map(|(.., index)| index)
+}
+
+fn any_rule() -> impl Strategy<Value = RuleConfig> {
+    let hosts = prop::collection::vec(prop::sample::select(&HOSTS[..]), 0..3);
+    let paths = prop::collection::vec(prop::sample::select(&PATHS[..]), 0..3);
+    let methods = prop::sample::subsequence(vec![Method::GET, Method::POST], 0..=1);
+    (hosts, paths, methods).prop_map(|(hosts, paths, methods)| {
+        let hosts = hosts.into_iter().map(host).collect();
+        let paths = paths.into_iter().map(path).collect();
+        rule(RequestConditions { hosts, paths, methods, ..RequestConditions::default() })
+    })
+}
+
+proptest! {
+    /// The same as by looking at every rule.
+    #[test]
+    fn the_order_is_the_one_that_is_documented(rules in prop::collection::vec(any_rule(), 0..12)) {
+        let arranged = Rules::new(&rules);
+        for host in ["a.x.test", "b.x.test", "x.test", "test", "a.other", ""] {
+            for path in ["/", "/a", "/a/", "/a/b", "/a/b/c", "/c/b", "*"] {
+                for method in [Method::GET, Method::POST, Method::PUT] {
+                    let headers = HeaderMap::new();
+                    let asked = Asked { host, path, method: &method, headers: &headers, query: None, client: CLIENT };
+                    let found = arranged.find(&asked).map(|found| found.rule);
+                    prop_assert_eq!(found, by_search(&rules, host, path, &method), "{} {}{}", method, host, path);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_panics(query in "\\PC*", name in "[a+% ]{0,3}") {
+        for pattern in [ValuePattern::Present, value("a b"), value("~.*")] {
+            let _ = parameter_matches(Some(&query), &name, &pattern);
+        }
+    }
 }

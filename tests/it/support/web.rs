@@ -153,11 +153,6 @@ impl Asking {
         }
     }
 
-    /// Whether the stream ends without another byte.
-    pub(crate) fn is_over(&mut self) -> bool {
-        self.read.is_empty() && matches!(self.stream.read(&mut [0; 1]), Ok(0) | Err(_))
-    }
-
     fn fill(&mut self) -> bool {
         let mut chunk = [0; 65536];
         match self.stream.read(&mut chunk) {
