@@ -51,7 +51,7 @@ shape! {
 shape! {
     /// What must become of a made-up connection; every key given must hold.
     struct Expect {
-        /// `passthrough`, `redirect` or `reject`.
+        /// `passthrough`, `terminate`, `http`, `redirect` or `reject`.
         action: ExpectedAction,
         /// The name of the route that takes it.
         route: RouteName,

@@ -6,6 +6,7 @@ use super::*;
 mod backend_tls;
 mod forward;
 mod hostile;
+mod http;
 mod schema;
 mod tls;
 mod upstreams;

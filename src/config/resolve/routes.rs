@@ -92,26 +92,11 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
     let inside = keys.as_deref().and_then(|keys| inside::resolve(route, keys, out));
     let http = http::cause(route, context.upstreams);
     let targets = match (http, keys.as_deref()) {
-        (Some(cause), Some(keys)) => http::check(route, cause, keys, out).map(|()| Target::Http),
-        (Some(_), None) => None,
-        (None, keys) => {
-            http::refuse_keys(route, context.upstreams, out);
-            targets(table, keys, context, out)
-        }
+        (Some(cause), keys) => http::check(route, cause, keys?, out).map(|()| Target::Http),
+        (None, keys) => targets(table, keys, context, out),
     };
-    let bad = route.name.is_bad()
-        || route.alpn.is_bad()
-        || route.ja4.is_bad()
-        || route.from.is_bad()
-        || route.timeouts.is_bad()
-        || route.proxy_protocol.is_bad()
-        || route.transparent.is_bad()
-        || route.internal.is_bad()
-        || route.redirect.is_bad()
-        || route.tls.is_bad()
-        || route.action_keys().any_bad();
     let (keys, listeners, inside, target) = (keys?, listeners?, inside?, targets?);
-    if bad {
+    if any_bad(route) {
         return None;
     }
     let name = names.name(route, &keys);
@@ -137,6 +122,19 @@ fn route(table: &At<Route>, context: &Context<'_>, names: &mut Names, out: &mut 
         place: table.place.clone(),
         keys: places,
     })
+}
+
+/// Whether a value that is not looked at before cannot be used.
+fn any_bad(route: &Route) -> bool {
+    route.name.is_bad()
+        || route.alpn.is_bad()
+        || route.ja4.is_bad()
+        || route.from.is_bad()
+        || route.proxy_protocol.is_bad()
+        || route.transparent.is_bad()
+        || route.internal.is_bad()
+        || route.tls.is_bad()
+        || route.action_keys().any_bad()
 }
 
 /// What must hold beside what the route matches.
@@ -359,7 +357,7 @@ enum Target<'r> {
     Reject(RejectWith, &'r Place),
 }
 
-/// Exactly one of `to`, `upstream`, `redirect` and `reject`.
+/// Exactly one of `to`, `upstream`, `redirect` and `reject`, and nothing that is said of HTTP.
 fn targets<'r>(
     table: &'r At<Route>,
     keys: Option<&[(RouteKey, Place)]>,
@@ -367,6 +365,7 @@ fn targets<'r>(
     out: &mut Output,
 ) -> Option<Target<'r>> {
     let route = &table.value;
+    http::refuse_keys(route, context.upstreams, out);
     let all = [
         ("to", route.to.place()),
         ("upstream", route.upstream.place()),
