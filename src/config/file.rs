@@ -10,7 +10,7 @@ use super::backend_keys::{BackendAddr, BackendTls};
 use super::checks::{Health, HealthWord};
 use super::decode::{Either, OneOrMany, Tables, Whole, shape};
 use super::dns::Unlimited;
-use super::http_keys::{Answer, Files, Headers, HttpTable, Redirect, Replace, Rule, StickySplit, Variant};
+use super::http_keys::{Answer, Files, Headers, Http, Redirect, Replace, Rule, StickySplit, Variant};
 use super::http_values::{AnswerStatus, PathPrefix, RedirectTo, SplitWord};
 use super::made_up::Test;
 use super::protocols::{ProtocolWord, ServerFirstWord};
@@ -469,7 +469,7 @@ shape! {
         /// Networks of proxies whose word on the client is believed (`Forwarded`, `X-Forwarded-For`).
         trusted_proxies: OneOrMany<IpNet>,
         /// What clients of HTTP may take of time and memory.
-        http: HttpTable,
+        http: Http,
         /// The version of the PROXY header that backends are sent first: `v1` or `v2`.
         proxy_protocol: WordOr<Off, ProxyVersion>,
         /// Connect to backends from the client's own address.

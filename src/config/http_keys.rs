@@ -184,7 +184,7 @@ shape! {
 
 shape! {
     /// What clients of HTTP may take of time and memory.
-    struct HttpTable {
+    struct Http {
         /// Fields of a head; 100 if left out.
         max_headers: Whole<1, 1000>,
         /// A head, from 1KiB to 1MiB; `"32KiB"` if left out.

@@ -170,7 +170,7 @@ impl Output {
     }
 
     /// Reports values that stand twice in a list.
-    fn check_repeated<T: PartialEq>(&mut self, items: &[At<T>], text: impl Fn(&T) -> String) {
+    fn check_repeated<T>(&mut self, items: &[At<T>], text: impl Fn(&T) -> String) {
         let mut seen: HashMap<String, &Place> = HashMap::new();
         for item in items {
             let text = text(&item.value);

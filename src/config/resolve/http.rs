@@ -74,16 +74,19 @@ pub(super) fn refuse_keys(route: &Route, upstreams: &Upstreams, out: &mut Output
     let others = others.into_iter().filter_map(|(key, place)| Some((key, place?)));
     let in_tls = route.sni.place().is_some() && route.tls.place().is_none();
     for (key, place) in keys.of_backends().chain(others) {
-        let error = if in_tls {
-            let message = format!("`{key}` is said of HTTP, and this route passes TLS through as it is");
-            ConfigError::new(ErrorKind::Conflict, message).hint(
+        let (seen, hint) = if in_tls {
+            (
+                "which are not seen within TLS that is passed through",
                 "TLS must end here: add `tls = \"files\"`, and write `http://` before the address in `to`",
             )
         } else {
-            let message = format!("`{key}` is said of HTTP, and this route passes streams on as they are");
-            ConfigError::new(ErrorKind::Conflict, message)
-                .hint("write `http://` before the address in `to`, as in `\"http://10.0.0.1:80\"`")
+            (
+                "which this route does not look at",
+                "write `http://` before the address in `to`, as in `\"http://10.0.0.1:80\"`",
+            )
         };
+        let error =
+            ConfigError::new(ErrorKind::Conflict, format!("`{key}` is said of requests, {seen}")).hint(hint);
         out.report(error.at(place));
     }
 }

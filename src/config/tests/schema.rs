@@ -55,7 +55,7 @@ fn the_schema_declares_every_key() {
         // Of both, for requests and answers.
         4 * http_keys::Headers::KEYS.len(),
         http_keys::Rule::KEYS.len(),
-        http_keys::HttpTable::KEYS.len(),
+        http_keys::Http::KEYS.len(),
         // For `listen` and below `listener`.
         2 * file::ServerFirst::KEYS.len(),
         file::Upstream::KEYS.len(),

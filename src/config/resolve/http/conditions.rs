@@ -56,14 +56,7 @@ fn values<T: Clone>(
     out: &mut Output,
 ) -> Vec<T> {
     let Some(at) = setting.given() else { return Vec::new() };
-    let mut seen: HashMap<String, &Place> = HashMap::new();
-    for item in &at.value.0 {
-        if let Some(first) = seen.insert(text(&item.value), &item.place) {
-            let message = format!("`{}` is given twice", text(&item.value));
-            let error = ConfigError::new(ErrorKind::DuplicateValue, message).at(&item.place);
-            out.report(error.also(first, "first given here"));
-        }
-    }
+    out.check_repeated(&at.value.0, &text);
     out.note(
         format!("{prefix}.{key}"),
         strings(at.value.0.iter().map(|at| text(&at.value))),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::super::HttpLimits;
 use super::super::super::decode::{At, Setting, Whole};
 use super::super::super::error::{ConfigError, ErrorKind};
-use super::super::super::http_keys::HttpTable;
+use super::super::super::http_keys::Http;
 use super::super::super::units::{Bandwidth, ByteSize};
 use super::super::settings::{DAY, duration};
 use super::super::{Output, string};
@@ -15,14 +15,14 @@ const HEADER_SIZE: (ByteSize, ByteSize) = (ByteSize(1 << 10), ByteSize(1 << 20))
 const URI_SIZE: (ByteSize, ByteSize) = (ByteSize(256), ByteSize(64 << 10));
 
 /// `None` when a value is no value; those out of range are reported.
-pub(super) fn resolve(prefix: &str, at: Option<&At<HttpTable>>, out: &mut Output) -> Option<HttpLimits> {
+pub(super) fn resolve(prefix: &str, at: Option<&At<Http>>, out: &mut Output) -> Option<HttpLimits> {
     let table = at.map(|at| &at.value);
     if table.is_some_and(any_bad) {
         return None;
     }
     let prefix = format!("{prefix}.http");
     let default = HttpLimits::DEFAULT;
-    let mut time = |key: &str, of: fn(&HttpTable) -> &Setting<Duration>, default| {
+    let mut time = |key: &str, of: fn(&Http) -> &Setting<Duration>, default| {
         let at = table.and_then(|table| of(table).given());
         duration(&format!("{prefix}.{key}"), at, default, DAY, out)
     };
@@ -64,7 +64,7 @@ pub(super) fn resolve(prefix: &str, at: Option<&At<HttpTable>>, out: &mut Output
     })
 }
 
-fn any_bad(table: &HttpTable) -> bool {
+fn any_bad(table: &Http) -> bool {
     table.max_headers.is_bad()
         || table.max_header_size.is_bad()
         || table.max_uri.is_bad()
