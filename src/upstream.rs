@@ -257,6 +257,11 @@ impl Upstream {
         }
     }
 
+    /// Whether connections to it are those of one client.
+    pub fn is_transparent(&self) -> bool {
+        self.transparent
+    }
+
     /// How TLS is spoken with its endpoints, where it is.
     pub fn connector(&self) -> Option<&Arc<Connector>> {
         self.pool.connector()

@@ -7,90 +7,20 @@ Needs the Debian packages nginx (with libnginx-mod-stream), haproxy and openssl.
 comes out of TLS to the same nginx in clear; clients are on CPU 1. Runs are interleaved; figures are medians. Everything is
 on loopback, bounded, and ends by itself.
 """
-import argparse, json, os, signal, socket, ssl, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, signal, socket, ssl, statistics, subprocess, tempfile, time
 
-HOST = "127.0.0.1"
-TICK = os.sysconf("SC_CLK_TCK")
-NAME = "a.test"
+from beside import HOST, NAME, Beside, cpu, memory, port, wait
 
 
-def port():
-    with socket.socket() as s:
-        s.bind((HOST, 0))
-        return s.getsockname()[1]
-
-
-def tree(pid):
-    """The process and its descendants."""
-    found, todo = [], [pid]
-    while todo:
-        pid = todo.pop()
-        found.append(pid)
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{task}/children") as f:
-                todo += map(int, f.read().split())
-    return found
-
-
-def cpu(pid):
-    """User and system time of the process tree, in seconds."""
-    total = 0.0
-    for one in tree(pid):
-        for task in os.listdir(f"/proc/{one}/task"):
-            with open(f"/proc/{one}/task/{task}/schedstat") as f:
-                total += int(f.read().split()[0]) / 1e9
-    return total
-
-
-def memory(pid):
-    """Anonymous memory of the process tree, in bytes."""
-    total = 0
-    for one in tree(pid):
-        with open(f"/proc/{one}/smaps_rollup") as f:
-            total += sum(int(l.split()[1]) * 1024 for l in f if l.startswith(("Pss_Anon", "Pss_Shmem")))
-    return total
-
-
-def wait(address):
-    for _ in range(200):
-        try:
-            socket.create_connection(address, 1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    sys.exit(f"nothing listens on {address}")
-
-
-class Bench:
+class Bench(Beside):
     def __init__(self, folder, binary):
-        self.folder, self.binary = folder, binary
-        self.back = port()
-        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        subprocess.run(["openssl", "req", "-x509", *key, "-nodes", "-days", "30", "-subj", f"/CN={NAME}", "-addext",
-                        f"subjectAltName=DNS:{NAME}", "-keyout", self.path("key.pem"), "-out", self.path("cert.pem")],
-                       check=True, stderr=subprocess.DEVNULL)
-        with open(self.path("both.pem"), "w") as f:
-            f.write(open(self.path("cert.pem")).read() + open(self.path("key.pem")).read())
-        os.mkdir(self.path("www"))
+        super().__init__(folder)
+        self.binary = binary
         with open(self.path("www/big"), "wb") as f:
             f.truncate(1 << 30)
         with open(self.path("www/small"), "wb") as f:
             f.write(b"x" * 1000)
-        self.write("back.conf", f"""daemon off; master_process off; pid {self.path('back.pid')}; error_log stderr crit; events {{ worker_connections 8000; }}
-http {{ access_log off; sendfile on; client_body_temp_path {self.path('b1')}; proxy_temp_path {self.path('b2')}; fastcgi_temp_path {self.path('b3')};
-uwsgi_temp_path {self.path('b4')}; scgi_temp_path {self.path('b5')}; keepalive_timeout 600; server {{ listen {HOST}:{self.back}; root {self.path('www')}; }} }}""")
-        self.backend = self.start(["taskset", "-c", "1", "nginx", "-p", folder, "-c", self.path("back.conf")])
-        wait((HOST, self.back))
-
-    def path(self, name):
-        return os.path.join(self.folder, name)
-
-    def write(self, name, text):
-        with open(self.path(name), "w") as f:
-            f.write(text)
-
-    def start(self, words):
-        return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=open(self.path("log"), "a"), start_new_session=True)
+        self.behind, self.back = self.backend()
 
     def proxy(self, which, phase):
         """A fresh one; gives the process and its port."""
@@ -203,7 +133,7 @@ def main():
                             os.killpg(process.pid, signal.SIGKILL)
                             process.wait()
         finally:
-            os.killpg(bench.backend.pid, signal.SIGKILL)
+            os.killpg(bench.behind.pid, signal.SIGKILL)
     for (phase, which), values in sorted(figures.items()):
         print(f"{phase:8} {which:11} {statistics.median(values):10.1f}  ({min(values):.1f} to {max(values):.1f})")
 

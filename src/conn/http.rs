@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ::http::HeaderValue;
+use base64::prelude::{BASE64_STANDARD as STANDARD, Engine};
 use serde::Serialize;
 
 use super::context::{Context, ListenerContext};
@@ -58,6 +60,11 @@ impl Session {
             local: told.destination.or_else(|| end.socket().local_addr().ok()),
             tls: matches!(end, End::Tls(_)),
             server_name: record.server_name(),
+            client_certificate: client_certificate(&end),
+            announcement: {
+                let destination = told.destination.or_else(|| end.socket().local_addr().ok());
+                record.announcing(destination.unwrap_or(client), told.hops)
+            },
             route: Arc::clone(route),
             site: {
                 let (shared, route) = (Arc::clone(&shared), Arc::clone(route));
@@ -79,6 +86,13 @@ impl Session {
         let ended = http::serve(end, &said, connection).await;
         Termination::from(&ended)
     }
+}
+
+/// The certificate that a client has shown, as a header field has it (RFC 9440 §2.1).
+fn client_certificate(end: &End) -> Option<HeaderValue> {
+    let End::Tls(stream) = end else { return None };
+    let certificate = stream.negotiated().certificates.first()?;
+    HeaderValue::try_from(format!(":{}:", STANDARD.encode(certificate))).ok()
 }
 
 /// Whether requests for a host may come by this connection. What was agreed on for one name is not for the names of

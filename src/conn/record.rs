@@ -16,7 +16,7 @@ use super::metrics::Action;
 use super::registry::Place;
 use super::termination::{Cause, Stage, Termination};
 use crate::guard::Rejection;
-use crate::net::{Announcement, Hops, Opening, ProxyVersion};
+use crate::net::{Announcement, Hops, InstanceId, Opening, ProxyVersion};
 use crate::peek::{Alpn, Detector, Ja4, Preface, Protocol, ServerName};
 use crate::snapshot::{LiveRoute, Traffic};
 use crate::tls::Negotiated;
@@ -306,25 +306,19 @@ impl ConnRecord {
     }
 
     /// The header that tells a backend of the connection, and that its client connected to `destination`
-    /// and came through `hops`. Of several
-    /// ALPN offers none is told: which it will be is for the backend to say.
+    /// and came through `hops`.
     pub(super) fn header(&self, version: ProxyVersion, destination: SocketAddr, hops: &Hops) -> Vec<u8> {
-        let story = self.story();
-        let mut offers = story.alpn.iter();
-        let alpn = offers.next().filter(|_| offers.next().is_none());
-        // Where TLS ended here it is known what was agreed on.
-        let ended = story.ended_tls.as_deref();
-        let alpn = ended.map_or(alpn, |ended| ended.alpn().map(str::as_bytes));
-        version.write(&Announcement {
-            source: story.client,
-            destination,
-            authority: story.sni.as_ref().map(ServerName::as_str),
-            alpn,
-            tls: ended.map(EndedTls::announced),
-            unique_id: &id(story.id),
-            hops,
-            instance: self.cx.shared.instance,
-        })
+        self.open.header(version, destination, hops, self.cx.shared.instance)
+    }
+
+    /// What makes that header for each connection to a backend of a client that has several.
+    pub(super) fn announcing(
+        &self,
+        destination: SocketAddr,
+        hops: Hops,
+    ) -> Box<dyn Fn(ProxyVersion) -> Vec<u8>> {
+        let (open, instance) = (Rc::clone(&self.open), self.cx.shared.instance);
+        Box::new(move |version| open.header(version, destination, &hops, instance))
     }
 
     /// The end.
@@ -342,6 +336,33 @@ impl Open {
     /// Its number, unique in the process.
     pub(super) fn number(&self) -> u64 {
         self.story.borrow().id
+    }
+
+    /// The header that tells a backend of the connection. Of several ALPN offers none is told: which it will be is for the
+    /// backend to say.
+    fn header(
+        &self,
+        version: ProxyVersion,
+        destination: SocketAddr,
+        hops: &Hops,
+        instance: InstanceId,
+    ) -> Vec<u8> {
+        let story = self.story.borrow();
+        let mut offers = story.alpn.iter();
+        let alpn = offers.next().filter(|_| offers.next().is_none());
+        // Where TLS ended here it is known what was agreed on.
+        let ended = story.ended_tls.as_deref();
+        let alpn = ended.map_or(alpn, |ended| ended.alpn().map(str::as_bytes));
+        version.write(&Announcement {
+            source: story.client,
+            destination,
+            authority: story.sni.as_ref().map(ServerName::as_str),
+            alpn,
+            tls: ended.map(EndedTls::announced),
+            unique_id: &id(story.id),
+            hops,
+            instance,
+        })
     }
 
     /// From now on its end is one that was asked for.

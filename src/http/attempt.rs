@@ -298,6 +298,9 @@ impl Outgoing {
     /// The request as HTTP/2 has it.
     fn for_h2(&self) -> Result<Request<()>, Failure> {
         let mut headers = self.headers.clone();
+        // What is said of a connection there is none of in HTTP/2 (RFC 9113 §8.2.2).
+        headers.remove(http::header::CONNECTION);
+        headers.remove(http::header::UPGRADE);
         let authority = headers.remove(http::header::HOST);
         let authority = authority.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(&self.host);
         let uri = http::Uri::builder()

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
 
 use super::connection::{Connection, Thread};
 use super::kept::Key;
@@ -62,7 +63,7 @@ pub(super) async fn lease(
         name: name.map(|name| name.as_str().into()),
     };
     let kept = |endpoint: &Arc<Endpoint>| {
-        if !wish.reuse {
+        if !wish.reuse || !target.is_shared() {
             return false;
         }
         let key = key(endpoint);
@@ -75,7 +76,8 @@ pub(super) async fn lease(
         is_there
     };
     let caller = caller(name, cx);
-    match target.upstream.lease(&kept, caller, &thread.reactor, timer).await? {
+    let first = target.proxy_protocol.map(&cx.announcement).unwrap_or_default();
+    match target.upstream.lease(&first, &kept, caller, &thread.reactor, timer).await? {
         Leased::Kept(lease) => {
             let key = key(lease.endpoint());
             let gone = || ConnectFailure {
@@ -88,7 +90,8 @@ pub(super) async fn lease(
         Leased::New(connection) => {
             let key = key(connection.lease.endpoint());
             let end = End::new(connection.stream, connection.tls, &thread.buffers);
-            let link = begin(end, &key, target, thread, timer).await?;
+            let unsent = first.get(connection.sent..).unwrap_or_default();
+            let link = begin((end, unsent), &key, target, thread, timer).await?;
             Ok(Leash { link, lease: connection.lease, key, reused: false })
         }
     }
@@ -109,15 +112,19 @@ fn caller<'a>(name: Option<&'a ServerName>, cx: &'a Connection) -> Caller<'a> {
 
 /// What requests are sent by over a new connection.
 async fn begin(
-    end: End,
+    (end, unsent): (End, &[u8]),
     key: &Key,
     target: &Destination,
     thread: &Rc<Thread>,
     timer: &mut Timer<'_>,
 ) -> Result<Link, ConnectFailure> {
     match target.version {
-        BackendHttp::Http1 => Ok(Link::H1(Rc::new(Wire::new(end, &[], &thread.scratch, None)))),
-        BackendHttp::Http2 => match Box::pin(session(end, key, thread, timer, target)).await {
+        BackendHttp::Http1 => {
+            let wire = Wire::new(end, &[], &thread.scratch, None);
+            wire.queue(unsent);
+            Ok(Link::H1(Rc::new(wire)))
+        }
+        BackendHttp::Http2 => match Box::pin(session((end, unsent), key, thread, timer, target)).await {
             Ok(session) => Ok(Link::H2(session)),
             Err(error) => Err(ConnectFailure { error, endpoint: Some(Arc::clone(&key.endpoint)) }),
         },
@@ -126,7 +133,7 @@ async fn begin(
 
 /// Begins a session of HTTP/2, which is driven by a task of its own until it ends.
 async fn session(
-    end: End,
+    (mut end, unsent): (End, &[u8]),
     key: &Key,
     thread: &Rc<Thread>,
     timer: &mut Timer<'_>,
@@ -140,14 +147,15 @@ async fn session(
         .max_header_list_size(HEADER_LIST)
         .max_send_buffer_size(super::wire::HIGH);
     let until = timer.now() + target.connect_timeout;
-    let shaken = timer.timeout_at(until, builder.handshake::<_, Bytes>(end)).await;
-    let io = |error: h2::Error| error.into_io().unwrap_or_else(|| std::io::ErrorKind::InvalidData.into());
-    let (session, driver) = match shaken {
-        Some(Ok(shaken)) => shaken,
-        Some(Err(error)) => return Err(ConnectError::Refused(io(error))),
-        None => return Err(ConnectError::Timeout),
+    let shaking = async {
+        end.write_all(unsent).await.map_err(ConnectError::Refused)?;
+        builder.handshake::<_, Bytes>(end).await.map_err(refused)
     };
-    thread.kept.keep_session(key.clone(), session.clone());
+    let shaken = timer.timeout_at(until, shaking).await;
+    let (session, driver) = shaken.unwrap_or(Err(ConnectError::Timeout))?;
+    if target.is_shared() {
+        thread.kept.keep_session(key.clone(), session.clone());
+    }
     let (thread, key) = (Rc::clone(thread), key.clone());
     drop(tokio::task::spawn_local(async move {
         if let Err(error) = driver.await {
@@ -156,9 +164,11 @@ async fn session(
         thread.kept.forget_session(&key);
     }));
     let until = timer.now() + target.connect_timeout;
-    match timer.timeout_at(until, session.ready()).await {
-        Some(Ok(session)) => Ok(session),
-        Some(Err(error)) => Err(ConnectError::Refused(io(error))),
-        None => Err(ConnectError::Timeout),
-    }
+    let ready = timer.timeout_at(until, session.ready()).await;
+    ready.map_or(Err(ConnectError::Timeout), |ready| ready.map_err(refused))
+}
+
+/// What a session failed by.
+fn refused(error: h2::Error) -> ConnectError {
+    ConnectError::Refused(error.into_io().unwrap_or_else(|| std::io::ErrorKind::InvalidData.into()))
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::Disk;
@@ -13,7 +14,7 @@ use super::kept::Kept;
 use super::record::Line;
 use super::site::Site;
 use super::wire::Count;
-use crate::net::{Reactor, Scratch, Timers};
+use crate::net::{ProxyVersion, Reactor, Scratch, Timers};
 use crate::peek::ServerName;
 use crate::tls::Buffers;
 use crate::tls::acme::Challenges;
@@ -52,6 +53,10 @@ pub struct Connection {
     pub tls: bool,
     /// The server name that the client has asked for by TLS.
     pub server_name: Option<ServerName>,
+    /// The certificate that the client has shown, as RFC 9440 has it.
+    pub client_certificate: Option<HeaderValue>,
+    /// The header of the PROXY protocol that tells of it.
+    pub announcement: Box<dyn Fn(ProxyVersion) -> Vec<u8>>,
     /// The route that took it.
     pub route: Arc<str>,
     /// Finds what becomes of requests by the configuration of now; `None` when the route is gone.

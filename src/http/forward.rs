@@ -179,6 +179,7 @@ impl Passing<'_> {
             flow: Flow::new(most, timer.now()),
             wire,
             leash: Some(leash),
+            is_shared: self.destination.is_shared(),
             limit: self.site.config.limits.max_body,
         };
         let result = poll_fn(|task| exchanging.poll(task, &self.deadlines, cx, timer)).await;
@@ -213,6 +214,8 @@ struct Exchanging<'a> {
     flow: Flow,
     wire: Option<(std::rc::Rc<super::wire::Wire>, bool)>,
     leash: Option<Leash>,
+    /// Whether its connection may serve others.
+    is_shared: bool,
     limit: Option<u64>,
 }
 
@@ -253,6 +256,7 @@ impl Exchanging<'_> {
     fn let_go(&mut self, cx: &Connection) {
         let leash = self.leash.take();
         if let (Some(Leash { key, .. }), Some((wire, true))) = (leash, self.wire.take())
+            && self.is_shared
             && self.up.is_done()
             && !self.deaf
             // What it says beyond its answer is for nobody.

@@ -21,6 +21,10 @@ use crate::net::Timer;
 /// The field by which a backend is told the variant of a split.
 const VARIANT: HeaderName = HeaderName::from_static("x-portcullis-variant");
 
+/// The certificate of a client (RFC 9440 §2).
+const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
+const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
+
 /// Passes a request on to a backend, and its answer back.
 pub(super) async fn pass(
     incoming: &mut Incoming,
@@ -119,8 +123,12 @@ fn outgoing(
     if may_switch {
         let tokens = HeaderValue::try_from(hop.upgrade.join(", ")).map_err(|_| Failure::MALFORMED)?;
         headers.insert(UPGRADE, tokens);
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.append(CONNECTION, HeaderValue::from_static("upgrade"));
     }
+    if hop.trailers {
+        headers.append(CONNECTION, HeaderValue::from_static("te"));
+    }
+    identify(&mut headers, cx);
     let target = match &taken.target.query {
         Some(query) => format!("{path}?{query}"),
         None => path.into(),
@@ -136,6 +144,15 @@ fn outgoing(
         had_length: incoming.had_length,
         upgrade: may_switch,
     })
+}
+
+/// Tells a backend whose certificate the client has shown (RFC 9440); nobody else may say so.
+fn identify(headers: &mut HeaderMap, cx: &Connection) {
+    headers.remove(CLIENT_CERT);
+    headers.remove(CLIENT_CERT_CHAIN);
+    if let Some(certificate) = &cx.client_certificate {
+        headers.insert(CLIENT_CERT, certificate.clone());
+    }
 }
 
 /// The head of an answer without what is for the connection to its backend, and what that tells of itself.

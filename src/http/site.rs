@@ -8,7 +8,7 @@ use super::files::Files;
 use super::metrics::Metrics;
 use super::rules::Rules;
 use crate::config::{BackendHttp, HttpConfig, PassthroughConfig, RequestAction, RuleConfig, VariantConfig};
-use crate::net::IdleLimits;
+use crate::net::{IdleLimits, ProxyVersion};
 use crate::telemetry::Registry;
 use crate::upstream::{Pools, Resolver, Upstream};
 
@@ -31,8 +31,17 @@ pub(super) struct Destination {
     pub(super) weight: u32,
     pub(super) upstream: Upstream,
     pub(super) version: BackendHttp,
+    /// The PROXY header that it is sent first.
+    pub(super) proxy_protocol: Option<ProxyVersion>,
     pub(super) connect_timeout: Duration,
     pub(super) idle: IdleLimits,
+}
+
+impl Destination {
+    /// Whether a connection to it may serve requests of more than one client.
+    pub(super) fn is_shared(&self) -> bool {
+        self.proxy_protocol.is_none() && !self.upstream.is_transparent()
+    }
 }
 
 impl Site {
@@ -51,6 +60,7 @@ impl Site {
                 weight: variant.weight,
                 upstream: Upstream::new(pools.find(&to.upstream.name)?, (route, to), resolver, registry),
                 version: variant.version,
+                proxy_protocol: to.proxy_protocol,
                 connect_timeout: to.connect_timeout,
                 idle: IdleLimits { open: to.idle_timeout, half_closed: to.half_closed_timeout },
             })

@@ -147,12 +147,13 @@ impl Upstream {
     /// The failure of the last attempt, or why there was none.
     pub async fn lease(
         &self,
+        first: &[u8],
         kept: &dyn Fn(&Arc<Endpoint>) -> bool,
         caller: Caller<'_>,
         reactor: &Rc<Reactor>,
         timer: &mut Timer<'_>,
     ) -> Result<Leased, ConnectFailure> {
-        self.search(&[], kept, caller, reactor, timer).await
+        self.search(first, kept, caller, reactor, timer).await
     }
 
     async fn search(
