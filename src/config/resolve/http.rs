@@ -171,7 +171,8 @@ pub(super) fn resolve(
         .enumerate()
         .map(|(index, rule)| one(name, index, rule, (route, &mut taken), context, out))
         .collect();
-    let own = own(name, table, (&taken, tables.is_empty()), context, out);
+    let alone = tables.is_empty() && !route.rule.is_bad();
+    let own = own(name, table, (&taken, alone), context, out);
     let last = route.action_keys().actions().next().map(|(_, place)| place.clone());
     conditions::check_reached(&found, last.as_ref(), out);
     let limits = limits::resolve(&prefix, route.http.given(), out);

@@ -309,7 +309,8 @@ fn what_is_said_of_http_needs_http() {
 #[test]
 fn requests_have_exactly_one_thing_that_becomes_of_them() {
     bad_rule("path = '/a'", "missing-key", "add one of");
-    bad_rule("answer = 200\nfiles = '/srv'", "conflict", "either `files` or `answer`");
+    refused("protocol = 'http'\nrule = 5", "wrong-type", "expected an array of tables");
+    bad_rule("answer = 200\nfiles = '/srv'", "conflict", "either `answer` or `files`");
     let both = "protocol = 'http'\nto = 'http://10.0.0.1'\nsplit = []";
     refused(both, "out-of-range", "the list is empty");
     bad_rule("answer = 200\nstrip = '/a'", "conflict", "`strip` is said of requests that go to backends");
@@ -414,8 +415,8 @@ fn values_that_cannot_be_sent_or_filled_in() {
         "duplicate-value",
         "`x-a` is given twice",
     );
-    bad_rule("path = '~/(a)'\nredirect = '/{2}'", "conflict", "has 1 groups");
-    bad_rule(&to("replace = { match = '/a(b)', with = '/{2}' }"), "conflict", "has 1 groups");
+    bad_rule("path = '~/(a)'\nredirect = '/{2}'", "conflict", "has 1 group");
+    bad_rule(&to("replace = { match = '/a(b)', with = '/{2}' }"), "conflict", "has 1 group");
     bad_rule("redirect = 'http'", "bad-value", "is no URL");
     bad_rule("redirect = { to = '/a', status = 200 }", "out-of-range", "301, 302, 303, 307 or 308");
     bad_rule("answer = 99", "out-of-range", "between 200 and 599");

@@ -73,7 +73,9 @@ fn exactly_one<'k>(
     keys: &'k ActionKeys<'_>,
     out: &mut Output,
 ) -> Option<(&'static str, &'k Place)> {
-    let mut actions = keys.actions();
+    let mut actions: Vec<_> = keys.actions().collect();
+    actions.sort_by_key(|(_, place)| place.start());
+    let mut actions = actions.into_iter();
     let Some((first, place)) = actions.next() else {
         let message = "it is not said what becomes of these requests";
         let error = ConfigError::new(ErrorKind::MissingKey, message).at(spot.place);

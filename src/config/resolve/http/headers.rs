@@ -71,7 +71,10 @@ pub(super) fn has_groups(
             "write the `path` of the rule as one: `'~/old/(.*)'`".to_owned(),
         ),
         Some(groups) => (
-            format!("`{{{most}}}` is not there: the regular expression has {groups} groups"),
+            format!(
+                "`{{{most}}}` is not there: the regular expression has {groups} group{}",
+                if groups == 1 { "" } else { "s" }
+            ),
             "put in parentheses what is meant".to_owned(),
         ),
     };
