@@ -70,6 +70,7 @@ pub use http::{
 };
 pub use limits::{BanRule, LimitAction, LimitConfig, Limits, Per, RateLimit};
 pub use lists::{ListFile, ListStamp};
+pub use path::normal as normal_path;
 pub use pattern::{Ja4Pattern, NamePattern, NameRegex};
 pub use route::{ActionConfig, Conditions, PassthroughConfig, Policies, RejectWith, RouteConfig, RouteKey};
 pub use schema::json_schema;

@@ -3,7 +3,7 @@
 /// The form of an absolute path in which paths are compared: unreserved characters are not percent-encoded, all that cannot
 /// stand in a path is, in capitals; no empty segments, and none of dots (RFC 3986, section 6.2.2). `None`: a `%` without two
 /// digits behind it.
-pub(super) fn normal(path: &str) -> Option<String> {
+pub fn normal(path: &str) -> Option<String> {
     let text = encoded(path)?;
     let mut segments: Vec<&str> = Vec::new();
     for segment in text.split('/') {

@@ -156,14 +156,17 @@ mod tests {
             fs::create_dir(&path).unwrap();
             path
         };
-        let (etc, log, run) = (at("etc"), at("log"), at("run"));
+        let (etc, log, run, www) = (at("etc"), at("log"), at("run"), at("www"));
+        fs::write(www.join("index.html"), "x").unwrap();
         fs::write(etc.join("portcullis.toml"), "x").unwrap();
         fs::write(outside.path().join("secret"), "x").unwrap();
         let text = format!(
             "listen = ':443'\nsandbox = 'landlock'\naccess_log = '{}/access.log'\nadmin = 'unix:{}/admin.sock'\n\
-             [[route]]\nsni = 'a.test'\nto = '10.0.0.1:443'\n",
+             [[route]]\nsni = 'a.test'\nto = '10.0.0.1:443'\n\
+             [[route]]\nprotocol = 'http'\nfiles = '{}'\n",
             log.display(),
-            run.display()
+            run.display(),
+            www.display()
         );
         let config = Config::parse(&etc.join("portcullis.toml"), &text).unwrap();
         let append = |path: PathBuf| OpenOptions::new().create(true).append(true).open(path).map(drop);
@@ -175,6 +178,8 @@ mod tests {
                 restrict(&readable(&config), [&logs(&config), &sockets(&config), &kept(&config)]).unwrap();
             assert_ne!(status, RulesetStatus::NotEnforced, "this test needs a kernel with Landlock (5.13)");
             assert_eq!(kind(fs::read(etc.join("portcullis.toml")).map(drop)), Ok(()));
+            assert_eq!(kind(fs::read(www.join("index.html")).map(drop)), Ok(()));
+            assert_eq!(kind(append(www.join("index.html"))), refused);
             assert_eq!(kind(fs::read("/etc/hosts").map(drop)), Ok(()));
             assert_eq!(kind(fs::read("/proc/self/stat").map(drop)), Ok(()));
             assert_eq!(kind(append(log.join("access.log"))), Ok(()));

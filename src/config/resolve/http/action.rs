@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use http::StatusCode;
+
 use super::super::super::decode::{At, Either};
 use super::super::super::error::{ConfigError, ErrorKind};
 use super::super::super::http_keys::{ActionKeys, Answer, Files, Redirect};
@@ -16,7 +18,6 @@ use super::super::routes::Context;
 use super::super::tls::beside;
 use super::super::{Output, string, strings};
 use super::{TEXT, headers, proxy};
-use http::StatusCode;
 
 /// Where it is said what becomes of requests.
 pub(super) struct Spot<'a> {
