@@ -43,6 +43,7 @@ mod sink;
 mod site;
 mod source;
 mod split;
+mod spool;
 pub mod target;
 pub mod template;
 mod tunnel;

@@ -18,6 +18,7 @@ use super::limits::Deadlines;
 use super::reply::Reply;
 use super::sink::{Coding, Sink};
 use super::source::Source;
+use super::spool::Room;
 use super::wire::Wire;
 use crate::net::{Moment, Timer};
 
@@ -99,7 +100,7 @@ impl<'a> Attempt<'a> {
             is_head: outgoing.method == http::Method::HEAD,
             method: outgoing.method.clone(),
             source,
-            up: Flow::new(REQUEST_WINDOW, now),
+            up: Flow::new(Room::memory(REQUEST_WINDOW), now),
             sink,
             answer,
             deaf: false,
@@ -139,6 +140,7 @@ impl<'a> Attempt<'a> {
                     Poll::Ready(Err(FlowError::Source(error))) => {
                         return Poll::Ready(Err(Failure::client(error)));
                     }
+                    Poll::Ready(Err(FlowError::Spool(_))) => return Poll::Ready(Err(Failure::FILE)),
                     Poll::Ready(Err(FlowError::TooLarge)) => return Poll::Ready(Err(Failure::TOO_LARGE)),
                     Poll::Ready(Ok(())) | Poll::Pending => {}
                 }

@@ -1,23 +1,19 @@
 //! A body on its way from where it comes to where it goes.
 
-use std::collections::VecDeque;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use http::HeaderMap;
 
 use super::sink::{Sink, SinkError};
 use super::source::{Piece, Source, SourceError};
+use super::spool::{Room, Spool};
 use crate::net::Moment;
 
 /// One direction of an exchange.
 #[derive(Debug)]
 pub(super) struct Flow {
     /// What was taken and not given.
-    waiting: VecDeque<Bytes>,
-    held: usize,
-    /// How much may wait.
-    most: usize,
+    waiting: Spool,
     trailers: Option<HeaderMap>,
     state: State,
     /// Bytes that came in.
@@ -48,24 +44,18 @@ pub(super) enum FlowError {
     /// Where it goes.
     #[error(transparent)]
     Sink(#[from] SinkError),
+    /// What lies on the disk cannot be read.
+    #[error("what waits cannot be read")]
+    Spool(#[source] std::io::Error),
     /// It is longer than it may be.
     #[error("the body is too large")]
     TooLarge,
 }
 
 impl Flow {
-    /// A flow of which up to `most` bytes wait here.
-    pub(super) fn new(most: usize, now: Moment) -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            held: 0,
-            most,
-            trailers: None,
-            state: State::Open,
-            taken: 0,
-            took: now,
-            gave: now,
-        }
+    /// A flow of which this much may wait here.
+    pub(super) fn new(room: Room, now: Moment) -> Self {
+        Self { waiting: Spool::new(room), trailers: None, state: State::Open, taken: 0, took: now, gave: now }
     }
 
     /// Whether all that is to come has come.
@@ -94,13 +84,15 @@ impl Flow {
         loop {
             let mut moved = false;
             while self.state != State::Done && sink.poll_ready(cx)?.is_ready() {
-                let Some(data) = self.waiting.pop_front() else { break };
-                self.held -= data.len();
+                let Poll::Ready(Some(data)) = self.waiting.poll_pop(cx).map_err(FlowError::Spool)? else {
+                    break;
+                };
                 sink.send(data);
                 self.gave = now;
                 moved = true;
             }
-            if self.state == State::Open && self.held < self.most {
+            self.waiting.poll_move(cx);
+            if self.state == State::Open && self.waiting.has_room() {
                 match source.poll(cx)? {
                     Poll::Ready(piece) => {
                         self.take(piece, now);
@@ -133,8 +125,7 @@ impl Flow {
         match piece {
             Piece::Data(data) => {
                 self.taken += data.len() as u64;
-                self.held += data.len();
-                self.waiting.push_back(data);
+                self.waiting.push(data);
             }
             Piece::Trailers(trailers) => {
                 self.trailers = Some(trailers);

@@ -18,13 +18,15 @@ use super::reply::{Length, Reply};
 use super::sink::Sink;
 use super::site::{Destination, Site};
 use super::source::Source;
+use super::spool::Room;
 use super::tunnel;
 use crate::net::Timer;
 
-/// Bytes of an answer that wait for a slow client while its backend has been let go, or goes on.
-const ANSWER_WINDOW: usize = 1024 * 1024;
-/// The same of an answer that is to be passed on as it comes.
-const STREAM_WINDOW: usize = 64 * 1024;
+/// Bytes of an answer that wait for a slow client while its backend has been let go, or goes on: in memory and on the disk.
+const ANSWER_MEMORY: usize = 256 * 1024;
+const ANSWER_DISK: u64 = 1 << 30;
+/// The same, in memory, of an answer that is to be passed on as it comes.
+const STREAM_MEMORY: usize = 64 * 1024;
 /// How often a request is sent at the most.
 const ATTEMPTS: u32 = 3;
 
@@ -165,7 +167,11 @@ impl Passing<'_> {
             }
             Framing::Chunked | Framing::UntilClose => Length::Unknown,
         };
-        let most = if is_streaming(&headers) { STREAM_WINDOW } else { ANSWER_WINDOW };
+        let room = if is_streaming(&headers) {
+            Room::memory(STREAM_MEMORY)
+        } else {
+            Room { memory: ANSWER_MEMORY, disk: Some((cx.thread.disk.clone(), ANSWER_DISK)) }
+        };
         (self.change)(status, (&backend, asked), &mut headers)?;
         exchange.status = Some(status);
         let down = reply.begin(status, headers, length).map_err(|_| Failure::GONE)?;
@@ -176,7 +182,7 @@ impl Passing<'_> {
             deaf,
             body,
             down,
-            flow: Flow::new(most, timer.now()),
+            flow: Flow::new(room, timer.now()),
             wire,
             leash: Some(leash),
             is_shared: self.destination.is_shared(),
@@ -234,6 +240,7 @@ impl Exchanging<'_> {
                 Poll::Ready(Err(FlowError::Source(error))) => {
                     return Poll::Ready(Err(Failure::client(error)));
                 }
+                Poll::Ready(Err(FlowError::Spool(_))) => return Poll::Ready(Err(Failure::FILE)),
                 Poll::Ready(Err(FlowError::TooLarge)) => return Poll::Ready(Err(Failure::TOO_LARGE)),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
@@ -245,6 +252,7 @@ impl Exchanging<'_> {
         match flow {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(FlowError::Sink(_))) => Poll::Ready(Err(Failure::GONE)),
+            Poll::Ready(Err(FlowError::Spool(_))) => Poll::Ready(Err(Failure::FILE)),
             Poll::Ready(Err(FlowError::Source(_) | FlowError::TooLarge)) => {
                 Poll::Ready(Err(Failure::broken_off()))
             }

@@ -12,15 +12,46 @@ use crate::net::{Moment, Timer};
 /// A body has so long until its rate counts.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Until when the next piece of a body must come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BodyDeadline {
+    /// When it began.
+    began: Moment,
+    /// When something came last.
+    came: Moment,
+    taken: u64,
+    pause: Duration,
+    rate: Option<u64>,
+}
+
+impl BodyDeadline {
+    /// Of a body that begins now.
+    pub(super) fn new(limits: &HttpLimits, now: Moment) -> Self {
+        Self { began: now, came: now, taken: 0, pause: limits.body_timeout, rate: limits.min_body_rate }
+    }
+
+    /// So many bytes have come, the last of them now.
+    pub(super) fn came(&mut self, taken: u64, now: Moment) {
+        self.came = now;
+        self.taken = taken;
+    }
+
+    /// When it is too late.
+    pub(super) fn until(&self) -> Moment {
+        let pause = self.came + self.pause;
+        match self.rate {
+            // What has come pays for so much time.
+            Some(rate) => pause.min(self.began + GRACE + Duration::from_secs(self.taken / rate.max(1))),
+            None => pause,
+        }
+    }
+}
+
 /// What an exchange may take of time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadlines {
-    /// When the body of the request began.
-    pub(super) began: Moment,
-    /// Between two pieces of the body of a request.
-    pub(super) body: Duration,
-    /// Bytes a second that this must come in with.
-    pub(super) rate: Option<u64>,
+    /// Of the body of the request.
+    body: BodyDeadline,
     /// How long a client may take nothing of its answer.
     pub(super) write: Duration,
     /// How long a backend has to begin its answer, once it has the whole request.
@@ -32,14 +63,7 @@ pub(super) struct Deadlines {
 impl Deadlines {
     /// Those of an exchange that begins now.
     pub(super) fn new(limits: &HttpLimits, response: Duration, idle: Duration, now: Moment) -> Self {
-        Self {
-            began: now,
-            body: limits.body_timeout,
-            rate: limits.min_body_rate,
-            write: limits.write_timeout,
-            response,
-            idle,
-        }
+        Self { body: BodyDeadline::new(limits, now), write: limits.write_timeout, response, idle }
     }
 
     /// While the answer has not begun: what the request is waited for.
@@ -53,7 +77,9 @@ impl Deadlines {
         let (at, failure) = if up.is_done() || up.is_held_up(sink) {
             (up.gave.max(up.took) + self.response, Failure::backend(Fault::Timeout, false))
         } else {
-            (self.body_until(up), Failure::BODY_TIMEOUT)
+            let mut body = self.body;
+            body.came(up.taken, up.took);
+            (body.until(), Failure::BODY_TIMEOUT)
         };
         timer.poll(cx, at).map(|()| failure)
     }
@@ -72,15 +98,5 @@ impl Deadlines {
             (down.took + self.idle, Failure::backend(Fault::Timeout, false))
         };
         timer.poll(cx, at).map(|()| failure)
-    }
-
-    /// When the body of a request is too late.
-    fn body_until(&self, up: &Flow) -> Moment {
-        let pause = up.took + self.body;
-        match self.rate {
-            // What has come pays for so much time.
-            Some(rate) => pause.min(self.began + GRACE + Duration::from_secs(up.taken / rate.max(1))),
-            None => pause,
-        }
     }
 }

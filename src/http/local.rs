@@ -16,6 +16,7 @@ use super::handle::Taken;
 use super::record::Exchange;
 use super::reply::{Length, Reply};
 use super::source::Source;
+use super::spool::Room;
 use super::template::{Changes, Vars, expand};
 use crate::config::{AnswerConfig, RedirectConfig};
 use crate::net::Timer;
@@ -92,12 +93,14 @@ pub(super) async fn file(
         _ => Length::Nothing,
     };
     let mut sink = reply.begin(status, content.headers, length).map_err(|_| Failure::GONE)?;
-    let mut flow = Flow::new(WINDOW, timer.now());
+    let mut flow = Flow::new(Room::memory(WINDOW), timer.now());
     let write = taken.site.config.limits.write_timeout;
     let sent = poll_fn(|cx| match flow.poll(cx, (&mut source, &mut sink), None, timer.now()) {
         Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
         Poll::Ready(Err(FlowError::Sink(_))) => Poll::Ready(Err(Failure::GONE)),
-        Poll::Ready(Err(FlowError::Source(_) | FlowError::TooLarge)) => Poll::Ready(Err(Failure::FILE)),
+        Poll::Ready(Err(FlowError::Source(_) | FlowError::Spool(_) | FlowError::TooLarge)) => {
+            Poll::Ready(Err(Failure::FILE))
+        }
         Poll::Pending => timer.poll(cx, flow.gave + write).map(|()| Err(Failure::WRITE_TIMEOUT)),
     })
     .await;

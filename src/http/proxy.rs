@@ -1,5 +1,8 @@
 //! A request as its backend gets it, and the answer as its client does.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, SET_COOKIE, UPGRADE, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
@@ -8,14 +11,16 @@ use super::failure::Failure;
 use super::fields::{self, Message, Peer};
 use super::forward::{Outgoing, Passing};
 use super::handle::{Incoming, Taken};
-use super::limits::Deadlines;
+use super::limits::{BodyDeadline, Deadlines};
 use super::record::Exchange;
 use super::reply::Reply;
 use super::rewrite::{self, Back};
+use super::source::{Source, Spooled};
 use super::split;
+use super::spool::Room;
 use super::target::Scheme;
 use super::template::{Changes, Vars, expand};
-use crate::config::{HostHeader, ProxyConfig};
+use crate::config::{HostHeader, HttpLimits, ProxyConfig};
 use crate::net::Timer;
 
 /// The field by which a backend is told the variant of a split.
@@ -24,6 +29,10 @@ const VARIANT: HeaderName = HeaderName::from_static("x-portcullis-variant");
 /// The certificate of a client (RFC 9440 §2).
 const CLIENT_CERT: HeaderName = HeaderName::from_static("client-cert");
 const CLIENT_CERT_CHAIN: HeaderName = HeaderName::from_static("client-cert-chain");
+
+/// Bytes of a request's body that are taken before a backend is asked: in memory and on the disk.
+const REQUEST_MEMORY: usize = 256 * 1024;
+const REQUEST_DISK: u64 = 1 << 30;
 
 /// Passes a request on to a backend, and its answer back.
 pub(super) async fn pass(
@@ -43,6 +52,9 @@ pub(super) async fn pass(
     let vars = Vars { variant: if split { &destination.name } else { "" }, ..taken.vars };
     if split {
         exchange.variant = Some(std::sync::Arc::clone(&destination.name));
+    }
+    if proxy.buffer_requests && !incoming.source.is_done() {
+        take(&mut incoming.source, &taken.site.config.limits, exchange, cx, timer).await?;
     }
     let rewritten = rewrite::rewrite(&proxy.rewrite, &taken.target.path, &vars)
         .map_err(|error| Failure::refused(error.status(), error.reason()))?;
@@ -82,6 +94,39 @@ pub(super) async fn pass(
     let deadlines = Deadlines::new(limits, proxy.response_timeout, destination.idle.open, timer.now());
     let passing = Passing { site: taken.site, destination, outgoing, deadlines, change: &change };
     Box::pin(passing.run(&mut incoming.source, reply, exchange, cx, timer)).await
+}
+
+/// Takes the body of a request before a backend is asked, as far as there is room.
+async fn take(
+    source: &mut Source,
+    limits: &HttpLimits,
+    exchange: &mut Exchange<'_>,
+    cx: &Connection,
+    timer: &mut Timer<'_>,
+) -> Result<(), Failure> {
+    let room = Room { memory: REQUEST_MEMORY, disk: Some((cx.thread.disk.clone(), REQUEST_DISK)) };
+    let mut spooled = Box::new(Spooled::new(std::mem::replace(source, Source::Done), room));
+    let mut deadline = BodyDeadline::new(limits, timer.now());
+    let taken = poll_fn(|task| {
+        let before = spooled.taken();
+        match spooled.poll_take(task, limits.max_body) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::client(error))),
+            Poll::Pending => {
+                if spooled.taken() > before {
+                    deadline.came(spooled.taken(), timer.now());
+                }
+                timer.poll(task, deadline.until()).map(|()| Err(Failure::BODY_TIMEOUT))
+            }
+        }
+    });
+    taken.await?;
+    exchange.bytes_in = spooled.taken();
+    if limits.max_body.is_some_and(|most| spooled.taken() > most) {
+        return Err(Failure::TOO_LARGE);
+    }
+    *source = Source::Spooled(spooled);
+    Ok(())
 }
 
 /// The head of a request as a backend gets it.

@@ -9,6 +9,7 @@ use http::HeaderMap;
 use super::files::{Body, FileStream};
 use super::h1::chunked::{ChunkError, Decoded, Decoder, Limits};
 use super::h1::framing::Framing;
+use super::spool::{Room, Spool};
 use super::wire::Wire;
 
 /// What is taken of a body at a time, in bytes.
@@ -27,6 +28,17 @@ pub(super) enum Source {
     Ready(Bytes),
     /// From the disk.
     File(Box<FileStream>),
+    /// Taken before, with what is still to come.
+    Spooled(Box<Spooled>),
+}
+
+/// A body of which a part, or all, was taken before anybody asked for it.
+#[derive(Debug)]
+pub(super) struct Spooled {
+    spool: Spool,
+    left: u64,
+    trailers: Option<HeaderMap>,
+    rest: Source,
 }
 
 /// What is to come of a body of HTTP/1.1.
@@ -93,6 +105,10 @@ impl Source {
             Self::H1(_, Rest::Chunked(_) | Rest::UntilClose) | Self::H2(_) => None,
             Self::Ready(bytes) => Some(bytes.len() as u64),
             Self::File(stream) => Some(stream.len()),
+            Self::Spooled(spooled) => {
+                let whole = spooled.rest.is_done() && spooled.trailers.is_none();
+                whole.then_some(spooled.left)
+            }
         }
     }
 
@@ -108,11 +124,59 @@ impl Source {
                 Some(data) => Piece::Data(data?),
                 None => Piece::End,
             },
+            Self::Spooled(spooled) => ready!(spooled.poll(cx))?,
         };
         if let Piece::End | Piece::Trailers(_) = piece {
             *self = Self::Done;
         }
         Poll::Ready(Ok(piece))
+    }
+}
+
+impl Spooled {
+    /// Takes `source` until it is whole, there is no room, or it has given more than `limit` bytes; what it was then.
+    pub(super) fn poll_take(
+        &mut self,
+        cx: &mut Context<'_>,
+        limit: Option<u64>,
+    ) -> Poll<Result<(), SourceError>> {
+        while !self.rest.is_done() && limit.is_none_or(|limit| self.left <= limit) {
+            self.spool.poll_move(cx);
+            if !self.spool.has_room() {
+                // Unless the disk is at work to make some.
+                return if self.spool.is_moving() { Poll::Pending } else { Poll::Ready(Ok(())) };
+            }
+            match ready!(self.rest.poll(cx))? {
+                Piece::Data(data) => {
+                    self.left += data.len() as u64;
+                    self.spool.push(data);
+                }
+                Piece::Trailers(trailers) => self.trailers = Some(trailers),
+                Piece::End => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What is to be taken of `source` before anybody asks for it.
+    pub(super) fn new(source: Source, room: Room) -> Self {
+        Self { spool: Spool::new(room), left: 0, trailers: None, rest: source }
+    }
+
+    /// How much was taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.left
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, SourceError>> {
+        if let Some(data) = ready!(self.spool.poll_pop(cx))? {
+            self.left -= data.len() as u64;
+            return Poll::Ready(Ok(Piece::Data(data)));
+        }
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Ok(Piece::Trailers(trailers)));
+        }
+        self.rest.poll(cx)
     }
 }
 
