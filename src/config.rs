@@ -40,6 +40,7 @@ mod made_up;
 mod overlap;
 mod path;
 mod pattern;
+mod policy_keys;
 mod pool_keys;
 mod protocols;
 mod resolve;
@@ -64,9 +65,9 @@ pub use dns::{DnsConfig, DnsFamily};
 pub use error::{ConfigError, ConfigErrors, ErrorKind};
 pub use health::{Check, HealthConfig, HttpCheck, Roots, TlsCheck, Verify};
 pub use http::{
-    AnswerConfig, BackendHttp, FilesConfig, HeaderChanges, HostHeader, HttpConfig, HttpLimits, PathPattern,
-    PathRewrite, ProxyConfig, RedirectConfig, RequestAction, RequestConditions, RuleConfig, SplitKey,
-    ValuePattern, VariantConfig,
+    AnswerConfig, BackendHttp, CorsConfig, FilesConfig, HeaderChanges, HostHeader, HttpConfig, HttpLimits,
+    PathPattern, PathRewrite, PoliciesOfRequests, ProxyConfig, RedirectConfig, RequestAction,
+    RequestConditions, RequestRateConfig, RuleConfig, SplitKey, ValuePattern, VariantConfig,
 };
 pub use limits::{BanRule, LimitAction, LimitConfig, Limits, Per, RateLimit};
 pub use lists::{ListFile, ListStamp};

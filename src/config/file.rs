@@ -13,6 +13,7 @@ use super::dns::Unlimited;
 use super::http_keys::{Answer, Files, Headers, Http, Redirect, Replace, Rule, StickySplit, Variant};
 use super::http_values::{AnswerStatus, PathPrefix, RedirectTo, SplitWord};
 use super::made_up::Test;
+use super::policy_keys::{Cors, OriginName, RequestRate};
 use super::protocols::{ProtocolWord, ServerFirstWord};
 use super::tls_keys::{CertificatePair, CertificatePath, CertificatesFrom, Tls};
 use super::units::{Bandwidth, ByteSize, Rate};
@@ -466,6 +467,13 @@ shape! {
         request_headers: Headers,
         /// What changes in the header fields of answers.
         response_headers: Headers,
+        /// How many requests a client may send; a string is `rate`.
+        request_rate: Either<Rate, RequestRate>,
+        /// Pages of which other sites may use what is here (CORS); a string is the one of `origins`.
+        cors: Either<OriginName, Cors>,
+        /// Whether answers tell browsers to be careful: HSTS within TLS, no guessing of types, no frames of other sites, short
+        /// referrers.
+        security_headers: bool,
         /// Networks of proxies whose word on the client is believed (`Forwarded`, `X-Forwarded-For`).
         trusted_proxies: OneOrMany<IpNet>,
         /// What clients of HTTP may take of time and memory.

@@ -9,7 +9,7 @@ use http::{HeaderName, Method, StatusCode};
 use ipnet::IpNet;
 use regex::Regex;
 
-use super::{NamePattern, Origin, PassthroughConfig, Template, TlsPolicy};
+use super::{NamePattern, Origin, PassthroughConfig, RateLimit, Template, TlsPolicy};
 
 /// What a route does that speaks HTTP with its clients.
 #[derive(Clone, Debug)]
@@ -33,12 +33,65 @@ pub struct RuleConfig {
     pub when: RequestConditions,
     /// What becomes of them.
     pub action: RequestAction,
+    /// What is asked of them before.
+    pub policies: PoliciesOfRequests,
     /// What changes in their heads before they are passed on.
     pub request_headers: HeaderChanges,
     /// What changes in the heads of answers.
     pub response_headers: HeaderChanges,
     /// Where it is written.
     pub origin: Origin,
+}
+
+/// What is asked of requests, whatever becomes of them.
+#[derive(Clone, Debug, Default)]
+pub struct PoliciesOfRequests {
+    /// How many a client may send.
+    pub rate: Option<RequestRateConfig>,
+    /// Pages of which other sites may use what is here.
+    pub cors: Option<CorsConfig>,
+    /// Whether answers tell browsers to be careful.
+    pub security_headers: bool,
+}
+
+/// How many requests a client may send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestRateConfig {
+    /// How many.
+    pub limit: RateLimit,
+    /// By what clients are told apart.
+    pub per: SplitKey,
+}
+
+/// Pages of which other sites may use what is here (Fetch, CORS protocol).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorsConfig {
+    /// Their origins, in lower case; `*` for any.
+    pub origins: Vec<Box<str>>,
+    /// The methods that they may use.
+    pub methods: Vec<Method>,
+    /// The fields that they may send; empty: those that they ask for.
+    pub headers: Vec<HeaderName>,
+    /// The fields of answers that they may see.
+    pub expose: Vec<HeaderName>,
+    /// Whether cookies and the like may be sent.
+    pub credentials: bool,
+    /// How long a browser may remember it.
+    pub max_age: Duration,
+}
+
+impl CorsConfig {
+    /// Nobody, for so long.
+    pub fn of(max_age: Duration) -> Self {
+        Self {
+            origins: Vec::new(),
+            methods: vec![Method::GET, Method::HEAD, Method::POST],
+            headers: Vec::new(),
+            expose: Vec::new(),
+            credentials: false,
+            max_age,
+        }
+    }
 }
 
 /// Conditions on a request, all of which must hold; an empty list means "any".

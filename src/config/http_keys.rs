@@ -12,10 +12,11 @@ use super::http_values::{
     AnswerStatus, ChangedField, ContentType, CookieName, Expression, FieldName, FileName, MethodName, Named,
     PathPrefix, QueryName, RedirectStatus, RedirectTo, RelativePath, RuleName, SplitWord, VariantName,
 };
+use super::policy_keys::{Cors, OriginName, RequestRate};
 use super::pool_keys::PoolKeys;
 use super::source::Place;
 use super::tls_keys::CertificatePath;
-use super::units::{Bandwidth, ByteSize};
+use super::units::{Bandwidth, ByteSize, Rate};
 use super::upstream::{BalanceWord, OnDown, Percent, UpstreamName};
 use super::values::{Off, SniWord, WordOr};
 use super::{HostHeader, PathPattern, Template, ValuePattern};
@@ -91,6 +92,13 @@ shape! {
         request_headers: Headers,
         /// What changes in the header fields of answers.
         response_headers: Headers,
+        /// How many requests a client may send; a string is `rate`.
+        request_rate: Either<Rate, RequestRate>,
+        /// Pages of which other sites may use what is here (CORS); a string is the one of `origins`.
+        cors: Either<OriginName, Cors>,
+        /// Whether answers tell browsers to be careful: HSTS within TLS, no guessing of types, no frames of other sites, short
+        /// referrers.
+        security_headers: bool,
         /// Timeouts of this rule; those left out are the global ones.
         timeouts: RouteTimeouts,
     }

@@ -10,6 +10,7 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::fields;
 use super::local;
+use super::policies;
 use super::proxy;
 use super::record::Exchange;
 use super::reply::Reply;
@@ -150,6 +151,12 @@ async fn act(
     timer: &mut Timer<'_>,
 ) -> Result<(), Failure> {
     let (is_head, write) = (*taken.vars.method == Method::HEAD, taken.site.config.limits.write_timeout);
+    if let Some(content) = policies::before(taken) {
+        if content.status == StatusCode::TOO_MANY_REQUESTS {
+            exchange.failed(Failure::refused(content.status, "request_rate"));
+        }
+        return local::changed(content, taken)?.send(reply, is_head, exchange, write, timer).await;
+    }
     let content = match &taken.rule.action {
         RequestAction::Proxy(proxy) => {
             return Box::pin(proxy::pass(incoming, taken, proxy, reply, exchange, cx, timer)).await;

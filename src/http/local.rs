@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::files::{Asked, FileAnswer, FilesError};
 use super::flow::{Flow, FlowError};
 use super::handle::Taken;
+use super::policies;
 use super::record::Exchange;
 use super::reply::{Length, Reply};
 use super::source::Source;
@@ -53,8 +54,9 @@ pub(super) fn fixed(config: &AnswerConfig, taken: &Taken<'_>) -> Result<Content,
 }
 
 /// With what the rule changes in the heads of answers.
-fn changed(mut content: Content, taken: &Taken<'_>) -> Result<Content, Failure> {
+pub(super) fn changed(mut content: Content, taken: &Taken<'_>) -> Result<Content, Failure> {
     let changes = Changes::new(&taken.rule.response_headers, &taken.vars).ok_or(Failure::UNFIT)?;
+    policies::after(taken, &mut content.headers);
     changes.apply(&mut content.headers);
     Ok(content)
 }

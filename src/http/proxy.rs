@@ -12,6 +12,7 @@ use super::fields::{self, Message, Peer};
 use super::forward::{Outgoing, Passing};
 use super::handle::{Incoming, Taken};
 use super::limits::{BodyDeadline, Deadlines};
+use super::policies;
 use super::record::Exchange;
 use super::reply::Reply;
 use super::rewrite::{self, Back};
@@ -84,6 +85,7 @@ pub(super) async fn pass(
         let backend = rewrite::Site { scheme, authority: backend };
         let done = rewritten.done;
         Back { rewrite: &proxy.rewrite, done, client, backend, asked }.apply(headers);
+        policies::after(taken, headers);
         changes.clone().apply(headers);
         if let Some(cookie) = &cookie {
             headers.append(SET_COOKIE, cookie.clone());

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::files::Files;
 use super::metrics::Metrics;
+use super::rate::RateLimiter;
 use super::rules::Rules;
 use crate::config::{BackendHttp, HttpConfig, PassthroughConfig, RequestAction, RuleConfig, VariantConfig};
 use crate::net::{IdleLimits, ProxyVersion};
@@ -21,6 +22,7 @@ pub struct Site {
     /// By rule, and by its variants.
     targets: Vec<Vec<Destination>>,
     files: Vec<Option<Files>>,
+    limiters: Vec<Option<RateLimiter>>,
     pub(super) metrics: Metrics,
 }
 
@@ -77,6 +79,11 @@ impl Site {
                     RequestAction::Proxy(_) | RequestAction::Redirect(_) | RequestAction::Answer(_) => None,
                 })
                 .collect(),
+            limiters: config
+                .rules
+                .iter()
+                .map(|rule| rule.policies.rate.as_ref().map(RateLimiter::new))
+                .collect(),
             metrics: Metrics::new(route, registry),
             config: Arc::clone(config),
         }
@@ -95,6 +102,11 @@ impl Site {
     /// Whether what this peer says of the client is believed.
     pub(super) fn trusts(&self, peer: IpAddr) -> bool {
         self.config.trusted_proxies.iter().any(|network| network.contains(&peer))
+    }
+
+    /// What limits the requests of that rule.
+    pub(super) fn limiter(&self, index: usize) -> Option<&RateLimiter> {
+        self.limiters.get(index)?.as_ref()
     }
 
     /// The files of that rule.

@@ -101,7 +101,10 @@ fn kept(config: &Config) -> BTreeSet<PathBuf> {
         CertificateStore::Files(_) | CertificateStore::Acme(_) => None,
     };
     let acme = config.acme.iter().map(|acme| acme.state.clone());
-    config.routes.iter().filter_map(of_route).chain(acme).collect()
+    // What waits for slow clients lies there, in files without a name.
+    let spools = config.routes.iter().any(|route| route.action.http().is_some());
+    let spool = spools.then(std::env::temp_dir);
+    config.routes.iter().filter_map(of_route).chain(acme).chain(spool).collect()
 }
 
 /// Where the certificates of a route are; what is a folder itself may have others in it.

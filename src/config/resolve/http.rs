@@ -26,6 +26,7 @@ mod action;
 mod conditions;
 mod headers;
 mod limits;
+mod policies;
 mod proxy;
 
 /// What an answer's body is when nothing is said.
@@ -73,7 +74,8 @@ pub(super) fn refuse_keys(route: &Route, upstreams: &Upstreams, out: &mut Output
     ];
     let others = others.into_iter().filter_map(|(key, place)| Some((key, place?)));
     let in_tls = route.sni.place().is_some() && route.tls.place().is_none();
-    for (key, place) in keys.of_backends().chain(others) {
+    let policies = route.policy_keys();
+    for (key, place) in keys.of_backends().chain(policies.written()).chain(others) {
         let (seen, hint) = if in_tls {
             (
                 "which are not seen within TLS that is passed through",
@@ -220,6 +222,7 @@ fn one<'r>(
         groups: when.as_ref().and_then(|when| conditions::groups(&when.paths)),
     };
     let done = action::resolve(&spot, &rule.action_keys(), context, out);
+    let policies = policies::resolve(&spot.prefix, &rule.policy_keys(), out);
     if rule.name.is_bad() {
         return None;
     }
@@ -228,6 +231,7 @@ fn one<'r>(
         name: spot.name,
         when,
         action: done.action,
+        policies: policies?,
         request_headers: done.request_headers,
         response_headers: done.response_headers,
         origin: table.place.origin(),
@@ -246,10 +250,12 @@ fn own(
     let route = &table.value;
     let keys = route.action_keys();
     let prefix = format!("route[{name}]");
+    let policies = policies::resolve(&prefix, &route.policy_keys(), out)?;
     let rule = |action, request_headers, response_headers| RuleConfig {
         name: Arc::from(name),
         when: RequestConditions::default(),
         action,
+        policies,
         request_headers,
         response_headers,
         origin: table.place.origin(),

@@ -31,6 +31,8 @@ fn of_http() -> usize {
         http_keys::Redirect::KEYS.len(),
         http_keys::Answer::KEYS.len(),
         http_keys::Replace::KEYS.len(),
+        policy_keys::RequestRate::KEYS.len() + http_keys::StickySplit::KEYS.len(),
+        policy_keys::Cors::KEYS.len(),
         file::RouteTimeouts::KEYS.len(),
         // For requests and for answers.
         2 * http_keys::Headers::KEYS.len(),

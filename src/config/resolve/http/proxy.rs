@@ -208,7 +208,7 @@ fn sticky(prefix: &str, keys: &ActionKeys<'_>, out: &mut Output) -> Option<Split
 }
 
 /// Exactly one of `cookie` and `header`.
-fn sticky_by(table: &StickySplit, place: &Place, out: &mut Output) -> Option<(SplitKey, String)> {
+pub(super) fn sticky_by(table: &StickySplit, place: &Place, out: &mut Output) -> Option<(SplitKey, String)> {
     if table.cookie.is_bad() || table.header.is_bad() {
         return None;
     }
