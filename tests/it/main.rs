@@ -53,6 +53,7 @@ mod health;
 mod health_effects;
 mod hello_splits;
 mod http;
+mod http_rules;
 mod ja4;
 mod lifecycle;
 mod mysql_by_name;

@@ -150,7 +150,8 @@ pub(super) fn groups(paths: &[PathPattern]) -> Option<usize> {
     paths.iter().filter_map(of_path).max()
 }
 
-/// Reports rules that take what another one has taken; `own` is where the route says what becomes of the rest.
+/// Reports rules that take what another one takes; `own` is where the route says what becomes of the rest. Their order does not matter
+/// otherwise: the most specific one takes a request.
 pub(super) fn check_reached(found: &[Option<Found>], own: Option<&Place>, out: &mut Output) {
     let mut seen: HashMap<String, &Place> = HashMap::new();
     let mut all: Option<&Place> = None;
@@ -163,8 +164,6 @@ pub(super) fn check_reached(found: &[Option<Found>], own: Option<&Place>, out: &
             out.report(error.hint(
                 "remove one, or tell them apart by `host`, `path`, `method`, `header`, `query` or `from`",
             ));
-        } else if let Some(all) = all {
-            never(&found.place, all, out);
         }
         if text.is_empty() {
             all.get_or_insert(&found.place);
