@@ -97,28 +97,26 @@ async fn serve_one(
 ) -> Option<Ended> {
     let keep_alive = head.keeps_alive() && !cx.draining.is_cancelled();
     let expects = head.headers.contains_key(EXPECT);
-    let source = Source::of(wire, framing);
+    let mut source = Source::of(wire, framing);
     let had_body = !source.is_done();
     let RequestHead { method, target, version, headers } = head;
-    let mut incoming = Incoming {
+    let incoming = Incoming {
         method,
         version,
         uri: String::from_utf8_lossy(&target).into_owned(),
         headers,
-        source,
         had_length: matches!(framing, Framing::Length(_)),
     };
     let spoken = if version == Version::HTTP_10 { Spoken::Http10 } else { Spoken::Http11 };
     let mut reply = Reply::H1(H1Reply { wire: Rc::clone(wire), version, keep_alive });
-    let result = handle(&mut incoming, spoken, &mut reply, cx, timer).await;
+    let result = handle((&incoming, &mut source), spoken, &mut reply, cx, timer).await;
     let Reply::H1(H1Reply { keep_alive, .. }) = reply else { return Some(Ended::Done) };
     if let Err(failure) = result {
         // The answer broke off, or there is nobody to have one.
         wire.reset_on_close();
         return Some(failure.into());
     }
-    let rest = &mut incoming.source;
-    let whole = rest.is_done() || (!expects && drain(rest, timer).await);
+    let whole = source.is_done() || (!expects && drain(&mut source, timer).await);
     if keep_alive && whole {
         return None;
     }

@@ -125,19 +125,13 @@ async fn answer(
     let authority = parts.uri.authority().map(ToString::to_string);
     let scheme = parts.uri.scheme_str().map(ToOwned::to_owned);
     let uri = parts.uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
-    let source = if body.is_end_stream() { Source::Done } else { Source::H2(Box::new(body)) };
+    let mut source = if body.is_end_stream() { Source::Done } else { Source::H2(Box::new(body)) };
     let had_length = parts.headers.contains_key(http::header::CONTENT_LENGTH);
-    let mut incoming = Incoming {
-        method: parts.method,
-        version: Version::HTTP_2,
-        uri,
-        headers: parts.headers,
-        source,
-        had_length,
-    };
+    let incoming =
+        Incoming { method: parts.method, version: Version::HTTP_2, uri, headers: parts.headers, had_length };
     let spoken = Spoken::Http2 { authority: authority.as_deref(), scheme: scheme.as_deref() };
     let mut reply = Reply::H2(Box::new(send));
-    let result = handle(&mut incoming, spoken, &mut reply, cx, &mut timer).await;
+    let result = handle((&incoming, &mut source), spoken, &mut reply, cx, &mut timer).await;
     if result.is_err()
         && let Reply::H2(mut send) = reply
     {

@@ -30,7 +30,6 @@ pub(super) struct Incoming {
     /// What is asked for, as it is written.
     pub(super) uri: String,
     pub(super) headers: HeaderMap,
-    pub(super) source: Source,
     /// Whether the length of its body is announced.
     pub(super) had_length: bool,
 }
@@ -52,7 +51,7 @@ pub(super) struct Taken<'a> {
 /// # Errors
 /// When the answer broke off, or there is nobody to have one.
 pub(super) async fn handle(
-    incoming: &mut Incoming,
+    (incoming, source): (&Incoming, &mut Source),
     spoken: Spoken<'_>,
     reply: &mut Reply,
     cx: &Connection,
@@ -68,7 +67,7 @@ pub(super) async fn handle(
         (None, _) => Err(Failure::refused(StatusCode::NOT_FOUND, "no_route")),
         (_, Err(error)) => Err(Failure::refused(error.status(), error.reason())),
         (Some(site), Ok(target)) => {
-            Box::pin(respond(incoming, target, site, reply, &mut exchange, cx, timer)).await
+            Box::pin(respond((incoming, source), target, site, reply, &mut exchange, cx, timer)).await
         }
     };
     let Err(failure) = result else { return Ok(()) };
@@ -89,7 +88,7 @@ fn write_timeout(site: &Option<Arc<Site>>) -> std::time::Duration {
 }
 
 async fn respond(
-    incoming: &mut Incoming,
+    (incoming, source): (&Incoming, &mut Source),
     target: &Target,
     site: &Arc<Site>,
     reply: &mut Reply,
@@ -97,7 +96,7 @@ async fn respond(
     cx: &Connection,
     timer: &mut Timer<'_>,
 ) -> Result<(), Failure> {
-    check(incoming, target, site, cx)?;
+    check(incoming, source, (target, site), cx)?;
     let trusted = site.trusts(cx.ip());
     let client = fields::client_of(&incoming.headers, cx.ip(), &site.config.trusted_proxies);
     exchange.client = client;
@@ -107,13 +106,12 @@ async fn respond(
             .send(reply, incoming.method == Method::HEAD, exchange, site.config.limits.write_timeout, timer)
             .await;
     }
-    let headers = incoming.headers.clone();
-    let method = incoming.method.clone();
+    let (headers, method) = (&incoming.headers, &incoming.method);
     let asked = Asked {
         host: &target.host,
         path: target.match_path(),
-        method: &method,
-        headers: &headers,
+        method,
+        headers,
         query: target.query.as_deref(),
         client,
     };
@@ -127,23 +125,23 @@ async fn respond(
         scheme: if cx.tls { Scheme::Https } else { Scheme::Http },
         host: &target.host,
         authority: &authority,
-        method: &method,
+        method,
         path: &target.path,
         query: target.query.as_deref(),
         client,
         route: &cx.route,
         variant: "",
         id: &id,
-        headers: &headers,
+        headers,
         groups: groups.as_ref(),
     };
     let taken = Taken { site, rule, index, target, vars, trusted };
-    act(incoming, &taken, reply, exchange, cx, timer).await
+    act((incoming, source), &taken, reply, exchange, cx, timer).await
 }
 
 /// Does with a request what its rule says.
 async fn act(
-    incoming: &mut Incoming,
+    request: (&Incoming, &mut Source),
     taken: &Taken<'_>,
     reply: &mut Reply,
     exchange: &mut Exchange<'_>,
@@ -159,7 +157,7 @@ async fn act(
     }
     let content = match &taken.rule.action {
         RequestAction::Proxy(proxy) => {
-            return Box::pin(proxy::pass(incoming, taken, proxy, reply, exchange, cx, timer)).await;
+            return Box::pin(proxy::pass(request, taken, proxy, reply, exchange, cx, timer)).await;
         }
         RequestAction::Files(_) => {
             return Box::pin(local::file(taken, reply, exchange, cx, timer)).await;
@@ -171,7 +169,12 @@ async fn act(
 }
 
 /// Refuses what is for no backend.
-fn check(incoming: &Incoming, target: &Target, site: &Site, cx: &Connection) -> Result<(), Failure> {
+fn check(
+    incoming: &Incoming,
+    source: &Source,
+    (target, site): (&Target, &Site),
+    cx: &Connection,
+) -> Result<(), Failure> {
     if !fields::is_allowed(&incoming.method) {
         return Err(Failure::refused(StatusCode::METHOD_NOT_ALLOWED, "method"));
     }
@@ -179,12 +182,7 @@ fn check(incoming: &Incoming, target: &Target, site: &Site, cx: &Connection) -> 
     if target.check_scheme(connection).is_err() || !(cx.takes)(&target.host) {
         return Err(Failure::refused(StatusCode::MISDIRECTED_REQUEST, "misdirected"));
     }
-    if site
-        .config
-        .limits
-        .max_body
-        .is_some_and(|most| incoming.source.length().is_some_and(|body| body > most))
-    {
+    if site.config.limits.max_body.is_some_and(|most| source.length().is_some_and(|body| body > most)) {
         return Err(Failure::TOO_LARGE);
     }
     Ok(())

@@ -37,7 +37,7 @@ const REQUEST_DISK: u64 = 1 << 30;
 
 /// Passes a request on to a backend, and its answer back.
 pub(super) async fn pass(
-    incoming: &mut Incoming,
+    (incoming, source): (&Incoming, &mut Source),
     taken: &Taken<'_>,
     proxy: &ProxyConfig,
     reply: &mut Reply,
@@ -54,12 +54,12 @@ pub(super) async fn pass(
     if split {
         exchange.variant = Some(std::sync::Arc::clone(&destination.name));
     }
-    if proxy.buffer_requests && !incoming.source.is_done() {
-        take(&mut incoming.source, &taken.site.config.limits, exchange, cx, timer).await?;
+    if proxy.buffer_requests && !source.is_done() {
+        take(source, &taken.site.config.limits, exchange, cx, timer).await?;
     }
     let rewritten = rewrite::rewrite(&proxy.rewrite, &taken.target.path, &vars)
         .map_err(|error| Failure::refused(error.status(), error.reason()))?;
-    let mut outgoing = outgoing(incoming, taken, rewritten.path, cx)?;
+    let mut outgoing = outgoing(incoming, source.is_done(), taken, rewritten.path, cx)?;
     match &proxy.host {
         HostHeader::Keep => {}
         HostHeader::Backend => outgoing.host_of_backend = true,
@@ -95,7 +95,7 @@ pub(super) async fn pass(
     let limits = &taken.site.config.limits;
     let deadlines = Deadlines::new(limits, proxy.response_timeout, destination.idle.open, timer.now());
     let passing = Passing { site: taken.site, destination, outgoing, deadlines, change: &change };
-    Box::pin(passing.run(&mut incoming.source, reply, exchange, cx, timer)).await
+    Box::pin(passing.run(source, reply, exchange, cx, timer)).await
 }
 
 /// Takes the body of a request before a backend is asked, as far as there is room.
@@ -134,6 +134,7 @@ async fn take(
 /// The head of a request as a backend gets it.
 fn outgoing(
     incoming: &Incoming,
+    has_no_body: bool,
     taken: &Taken<'_>,
     path: Box<str>,
     cx: &Connection,
@@ -165,7 +166,7 @@ fn outgoing(
     }
     let may_switch = incoming.version == Version::HTTP_11
         && incoming.method == Method::GET
-        && incoming.source.is_done()
+        && has_no_body
         && !hop.upgrade.is_empty();
     if may_switch {
         let tokens = HeaderValue::try_from(hop.upgrade.join(", ")).map_err(|_| Failure::MALFORMED)?;

@@ -127,10 +127,7 @@ fn a_split_gives_each_its_share_and_keeps_clients_with_theirs() {
 #[test]
 fn too_many_requests_are_told_when_to_come_again() {
     let web = Web::saying("web");
-    let proxy = proxy_to(
-        &web,
-        "request_rate = { rate = '1/m', burst = 3, per = { header = 'x-key' } }\n",
-    );
+    let proxy = proxy_to(&web, "request_rate = { rate = '1/m', burst = 3, per = { header = 'x-key' } }\n");
     let mut client = Asking::of(proxy.addr());
     let request = "GET / HTTP/1.1\r\nHost: a.test\r\nX-Key: one\r\n\r\n";
     for _ in 0..3 {
@@ -148,7 +145,9 @@ fn too_many_requests_are_told_when_to_come_again() {
 
 #[test]
 fn pages_of_other_sites_may_use_what_is_here_if_it_is_said() {
-    let web = Web::new(|_| b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\naccess-control-allow-origin: *\r\n\r\n".into());
+    let web = Web::new(|_| {
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\naccess-control-allow-origin: *\r\n\r\n".into()
+    });
     let proxy = proxy_to(
         &web,
         "cors = { origins = 'https://app.test', methods = ['GET', 'PUT'], credentials = true }\nsecurity_headers = true\n",
@@ -197,7 +196,8 @@ fn a_slow_body_does_not_hold_its_backend_where_it_is_taken_before() {
 fn a_long_answer_waits_on_the_disk_for_a_slow_client() {
     let text = "0123456789".repeat(2_000_000);
     let answer = ok(&text);
-    let web = Web::new(move |request| if request.head.contains("/long") { answer.clone() } else { ok("short") });
+    let web =
+        Web::new(move |request| if request.head.contains("/long") { answer.clone() } else { ok("short") });
     let proxy = proxy_to(&web, "");
     let mut slow = Asking::of(proxy.addr());
     slow.stream.write_all(b"GET /long HTTP/1.1\r\nHost: a.test\r\n\r\n").unwrap();
