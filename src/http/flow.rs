@@ -82,42 +82,63 @@ impl Flow {
         now: Moment,
     ) -> Poll<Result<(), FlowError>> {
         loop {
-            let mut moved = false;
-            while self.state != State::Done && sink.poll_ready(cx)?.is_ready() {
-                let Poll::Ready(Some(data)) = self.waiting.poll_pop(cx).map_err(FlowError::Spool)? else {
-                    break;
-                };
-                sink.send(data);
-                self.gave = now;
-                moved = true;
+            // What is there goes out at once, with the head before it and the end behind it.
+            let took = self.take_from(cx, source, now)?;
+            if limit.is_some_and(|limit| self.taken > limit) {
+                return Poll::Ready(Err(FlowError::TooLarge));
             }
-            self.waiting.poll_move(cx);
-            if self.state == State::Open && self.waiting.has_room() {
-                match source.poll(cx)? {
-                    Poll::Ready(piece) => {
-                        self.take(piece, now);
-                        moved = true;
-                        if limit.is_some_and(|limit| self.taken > limit) {
-                            return Poll::Ready(Err(FlowError::TooLarge));
-                        }
-                    }
-                    Poll::Pending => {}
-                }
+            let gave = self.give_to(cx, sink, now)?;
+            if (took || gave) && sink.has_room() && !self.has_all() {
+                continue;
             }
-            if self.state == State::Taken && self.waiting.is_empty() && sink.poll_ready(cx)?.is_ready() {
-                sink.finish(self.trailers.take())?;
-                self.state = State::Told;
-            }
-            if self.state == State::Told && sink.poll_flushed(cx)?.is_ready() {
+            let flushed = sink.poll_flushed(cx)?.is_ready();
+            if self.state == State::Told && flushed {
                 self.state = State::Done;
             }
             if self.state == State::Done {
                 return Poll::Ready(Ok(()));
             }
-            if !moved {
+            if !took && !gave {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Takes the next piece, if there is room and one has come; whether it did.
+    fn take_from(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Source,
+        now: Moment,
+    ) -> Result<bool, FlowError> {
+        self.waiting.poll_move(cx);
+        if self.state != State::Open || !self.waiting.has_room() {
+            return Ok(false);
+        }
+        match source.poll(cx)? {
+            Poll::Ready(piece) => {
+                self.take(piece, now);
+                Ok(true)
+            }
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Gives what waits, as far as there is room, and the end behind it; whether anything was given.
+    fn give_to(&mut self, cx: &mut Context<'_>, sink: &mut Sink, now: Moment) -> Result<bool, FlowError> {
+        let mut gave = false;
+        while sink.has_room() {
+            let Poll::Ready(Some(data)) = self.waiting.poll_pop(cx).map_err(FlowError::Spool)? else { break };
+            sink.send(data);
+            self.gave = now;
+            gave = true;
+        }
+        if self.state == State::Taken && self.waiting.is_empty() && sink.may_finish() {
+            sink.finish(self.trailers.take())?;
+            self.state = State::Told;
+            gave = true;
+        }
+        Ok(gave)
     }
 
     fn take(&mut self, piece: Piece, now: Moment) {

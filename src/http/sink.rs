@@ -59,6 +59,23 @@ impl Sink {
         }
     }
 
+    /// Whether it takes more as it is.
+    pub(super) fn has_room(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::H1(wire, _) => wire.queued() < HIGH,
+            Self::H2(_, waiting) => waiting.is_empty(),
+        }
+    }
+
+    /// Whether the end may be told.
+    pub(super) fn may_finish(&self) -> bool {
+        match self {
+            Self::Closed | Self::H1(..) => true,
+            Self::H2(_, waiting) => waiting.is_empty(),
+        }
+    }
+
     /// Takes these, once it is ready.
     pub(super) fn send(&mut self, data: Bytes) {
         match self {

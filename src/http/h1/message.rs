@@ -43,6 +43,9 @@ pub(in super::super) enum MessageError {
     TooManyFields,
 }
 
+/// Room for a usual head, in bytes.
+const HEAD: usize = 1024;
+
 /// Where the head ends that `bytes` begin with, looked for from `from` on. Lines may end as they like here.
 pub(in super::super) fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
@@ -61,14 +64,9 @@ impl RequestHead {
     /// Reads a whole head, with `most` fields.
     pub(in super::super) fn parse(head: &Bytes, most: usize) -> Result<Self, MessageError> {
         check_request_head(head)?;
-        let mut fields = vec![httparse::EMPTY_HEADER; most];
+        let mut fields = vec![httparse::EMPTY_HEADER; lines(head).min(most)];
         let mut request = httparse::Request::new(&mut fields);
-        match request.parse(head) {
-            Ok(httparse::Status::Complete(_)) => {}
-            Ok(httparse::Status::Partial) => return Err(MessageError::Partial),
-            Err(httparse::Error::TooManyHeaders) => return Err(MessageError::TooManyFields),
-            Err(error) => return Err(error.into()),
-        }
+        check(request.parse(head))?;
         let method = request.method.ok_or(MessageError::Partial)?;
         let target = request.path.ok_or(MessageError::Partial)?;
         Ok(Self {
@@ -88,14 +86,9 @@ impl RequestHead {
 impl ResponseHead {
     /// Reads a whole head, with `most` fields.
     pub(in super::super) fn parse(head: &Bytes, most: usize) -> Result<Self, MessageError> {
-        let mut fields = vec![httparse::EMPTY_HEADER; most];
+        let mut fields = vec![httparse::EMPTY_HEADER; lines(head).min(most)];
         let mut response = httparse::Response::new(&mut fields);
-        match response.parse(head) {
-            Ok(httparse::Status::Complete(_)) => {}
-            Ok(httparse::Status::Partial) => return Err(MessageError::Partial),
-            Err(httparse::Error::TooManyHeaders) => return Err(MessageError::TooManyFields),
-            Err(error) => return Err(error.into()),
-        }
+        check(response.parse(head))?;
         let status = response.code.ok_or(MessageError::Partial)?;
         Ok(Self {
             status: StatusCode::from_u16(status).map_err(http::Error::from)?,
@@ -107,6 +100,20 @@ impl ResponseHead {
     /// Whether the connection may be used for another one.
     pub(in super::super) fn keeps_alive(&self) -> bool {
         keeps_alive(self.version, &self.headers)
+    }
+}
+
+/// How many lines a head has: more than fields.
+fn lines(head: &[u8]) -> usize {
+    head.iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn check(parsed: httparse::Result<usize>) -> Result<(), MessageError> {
+    match parsed {
+        Ok(httparse::Status::Complete(_)) => Ok(()),
+        Ok(httparse::Status::Partial) => Err(MessageError::Partial),
+        Err(httparse::Error::TooManyHeaders) => Err(MessageError::TooManyFields),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -143,6 +150,7 @@ pub(in super::super) fn write_request(
     headers: &HeaderMap,
     framing: Option<Announced>,
 ) {
+    out.reserve(HEAD);
     put(out, &[method.as_str().as_bytes(), b" ", target.as_bytes(), b" HTTP/1.1\r\n"]);
     // First, where servers look for it.
     if let Some(host) = headers.get(http::header::HOST) {
@@ -161,6 +169,7 @@ pub(in super::super) fn write_response(
     framing: Option<Announced>,
     connection: Option<&str>,
 ) {
+    out.reserve(HEAD);
     let reason = status.canonical_reason().unwrap_or_default();
     put(out, &[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
     fields(out, headers, |_| true);
@@ -195,7 +204,6 @@ fn fields(out: &mut BytesMut, headers: &HeaderMap, wanted: impl Fn(&HeaderName) 
 }
 
 fn put(out: &mut BytesMut, parts: &[&[u8]]) {
-    out.reserve(parts.iter().map(|part| part.len()).sum());
     parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Requests of HTTP in TLS, beside nginx, HAProxy and whatever else is installed: what the proxy's own processes use a request.
 
-    benches/compare/http.py target/release/portcullis [--runs 3] [--only portcullis,nginx,haproxy] [--requests 40000]
+    benches/compare/requests.py target/release/portcullis [--runs 3] [--only portcullis,nginx,haproxy] [--requests 40000]
 
 Needs the Debian packages nginx, haproxy, openssl and nghttp2-client (h2load). Envoy, Caddy and sozu take part where
 `envoy`, `caddy` and `sozu` are on the path. Each proxy has one worker on CPU 0 and passes requests to the same nginx in
