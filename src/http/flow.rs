@@ -91,6 +91,7 @@ impl Flow {
             if (took || gave) && sink.has_room() && !self.has_all() {
                 continue;
             }
+            let full = !sink.has_room();
             let flushed = sink.poll_flushed(cx)?.is_ready();
             if self.state == State::Told && flushed {
                 self.state = State::Done;
@@ -98,7 +99,8 @@ impl Flow {
             if self.state == State::Done {
                 return Poll::Ready(Ok(()));
             }
-            if !took && !gave {
+            // Where there was no room and is now, what waits goes on: nobody would wake for that.
+            if !took && !gave && !(full && sink.has_room()) {
                 return Poll::Pending;
             }
         }
