@@ -104,10 +104,12 @@ impl Sink {
             Self::H1(wire, Coding::Chunked) => {
                 wire.queue(chunked::last(trailers.as_ref().unwrap_or(&HeaderMap::new())).as_ref());
             }
-            Self::H2(stream, _) => match trailers {
-                Some(trailers) => stream.send_trailers(trailers)?,
-                None => stream.send_data(Bytes::new(), true)?,
-            },
+            Self::H2(stream, _) => {
+                match trailers.map(chunked::trailing).filter(|fields| !fields.is_empty()) {
+                    Some(trailers) => stream.send_trailers(trailers)?,
+                    None => stream.send_data(Bytes::new(), true)?,
+                }
+            }
         }
         Ok(())
     }

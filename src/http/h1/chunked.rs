@@ -45,8 +45,18 @@ const NO_TRAILERS: [&str; 29] = [
 ];
 
 /// What such fields begin with.
-const NO_TRAILER_BEGINNINGS: [&str; 7] =
-    ["access-control-", "content-", "if-", "proxy-", "sec-", "x-forwarded-", "x-rewrite-"];
+const NO_TRAILER_BEGINNINGS: [&str; 9] = [
+    "access-control-",
+    // RFC 9440 §2: whoever ends TLS says so, nobody else.
+    "client-cert",
+    "content-",
+    "if-",
+    "proxy-",
+    "sec-",
+    "x-forwarded-",
+    "x-portcullis-",
+    "x-rewrite-",
+];
 
 /// What a body may have beside its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,6 +291,20 @@ pub fn may_trail(name: &HeaderName) -> bool {
     let never = NO_TRAILERS.binary_search(&name).is_ok()
         || NO_TRAILER_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning));
     name == "content-digest" || !(never || name.contains('_'))
+}
+
+/// What of `trailers` may come behind a body.
+pub fn trailing(trailers: HeaderMap) -> HeaderMap {
+    if trailers.keys().all(may_trail) {
+        return trailers;
+    }
+    let mut left = HeaderMap::with_capacity(trailers.len());
+    for name in trailers.keys().filter(|name| may_trail(name)) {
+        for value in trailers.get_all(name) {
+            left.append(name, value.clone());
+        }
+    }
+    left
 }
 
 /// The line before a chunk of `len` bytes; behind them comes a CR LF.

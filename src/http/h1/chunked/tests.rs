@@ -187,6 +187,20 @@ fn what_is_written_is_read() {
     assert_eq!(&*last(&trailers), b"0\r\nx-sum: 1\r\nx-sum: 2\r\n\r\n");
 }
 
+#[test]
+fn what_says_who_a_client_is_comes_before_the_body_or_not_at_all() {
+    let mut trailers = HeaderMap::new();
+    for name in
+        ["x-sum", "client-cert", "client-cert-chain", "x-portcullis-variant", "x-forwarded-for", "x-sum"]
+    {
+        trailers.append(name, HeaderValue::from_static("1"));
+    }
+    let left = trailing(trailers);
+    let names: Vec<_> = left.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["x-sum", "x-sum"]);
+    assert_eq!(trailing(left.clone()), left);
+}
+
 proptest! {
     /// However a body is cut into pieces, it is the same.
     #[test]
