@@ -25,7 +25,7 @@ use super::{HostHeader, PathPattern, Template, ValuePattern};
 pub(super) const MAX_SHARE: u32 = 1000;
 
 shape! {
-    /// What becomes of some of the requests of a route. The first rule that takes a request decides.
+    /// What becomes of some of the requests of a route. The most specific rule that takes a request decides.
     struct Rule {
         /// A name for logs and metrics; the route's with a number if left out.
         name: RuleName,
