@@ -233,7 +233,7 @@ impl Ordered {
         if config.challenge == AcmeChallenge::Http01
             && !config.names.is_empty()
             && complete
-            && !redirects_http(routes)
+            && !takes_http(routes)
         {
             let message = "with `http-01` the authority asks in clear, and no route takes HTTP";
             let error = ConfigError::new(ErrorKind::Conflict, message);
@@ -262,11 +262,17 @@ fn is_acme(action: &ActionConfig) -> bool {
     action.tls().is_some_and(|tls| matches!(tls.certificates, CertificateStore::Acme(_)))
 }
 
-fn redirects_http(routes: &[RouteConfig]) -> bool {
+/// Whether a route answers what authorities ask for in clear.
+fn takes_http(routes: &[RouteConfig]) -> bool {
     let http = |route: &RouteConfig| {
         route.keys.iter().any(|key| matches!(key, RouteKey::Protocol(Protocol::Http) | RouteKey::Anything))
     };
-    routes.iter().any(|route| matches!(route.action, ActionConfig::Redirect) && http(route))
+    let answers = |route: &RouteConfig| match &route.action {
+        ActionConfig::Redirect => true,
+        ActionConfig::Http(config) => config.tls.is_none(),
+        ActionConfig::Passthrough(_) | ActionConfig::Terminate(_) | ActionConfig::Reject(_) => false,
+    };
+    routes.iter().any(|route| answers(route) && http(route))
 }
 
 /// The name of a certificate for it.

@@ -474,3 +474,27 @@ fn all_of_it_is_told_by_effective() {
     assert_eq!(of("http.max_body"), Some(("\"off\"", false)));
     assert_eq!(of("trusted_proxies"), Some(("[]", false)));
 }
+
+#[test]
+fn authorities_may_ask_whoever_takes_http_in_clear() {
+    let with = |route: &str| {
+        let text = "listen = ':443'\nacme = { challenge = 'http-01' }\n\
+                    [[route]]\nsni = 'a.test'\ntls = 'acme'\nto = '10.0.0.1:80'\n[[route]]\n";
+        parse(&format!("{text}{route}\n"))
+    };
+    for good in [
+        "protocol = 'http'\nredirect = 'https'",
+        "protocol = 'http'\nto = 'http://10.0.0.1'",
+        "protocol = 'any'\nanswer = 404",
+    ] {
+        assert!(with(good).is_ok(), "{good}: {}", with(good).unwrap_err());
+    }
+    for bad in [
+        "protocol = 'http'\nto = '10.0.0.1:80'",
+        "protocol = 'h2c'\nanswer = 404",
+        "sni = 'b.test'\ntls = 'self-signed'\nanswer = 404",
+    ] {
+        let errors = with(bad).expect_err(bad);
+        assert!(errors.to_string().contains("no route takes HTTP"), "{bad}: {errors}");
+    }
+}
