@@ -20,6 +20,7 @@ use super::units::{Bandwidth, ByteSize, Rate};
 use super::upstream::{BalanceWord, OnDown, Percent, UpstreamName};
 use super::values::{Off, SniWord, WordOr};
 use super::{HostHeader, PathPattern, Template, ValuePattern};
+use crate::net::ProxyVersion;
 
 /// The largest share of a variant: one in a thousand can be told.
 pub(super) const MAX_SHARE: u32 = 1000;
@@ -99,6 +100,10 @@ shape! {
         /// Whether answers tell browsers to be careful: HSTS within TLS, no guessing of types, no frames of other sites, short
         /// referrers.
         security_headers: bool,
+        /// The version of the PROXY header that backends are sent first: `v1` or `v2`.
+        proxy_protocol: WordOr<Off, ProxyVersion>,
+        /// Connect to backends from the client's own address.
+        transparent: bool,
         /// Timeouts of this rule; those left out are the global ones.
         timeouts: RouteTimeouts,
     }
@@ -232,6 +237,8 @@ pub(super) struct ActionKeys<'f> {
     pub(super) buffer_requests: &'f Setting<bool>,
     pub(super) request_headers: &'f Setting<Headers>,
     pub(super) response_headers: &'f Setting<Headers>,
+    pub(super) proxy_protocol: &'f Setting<WordOr<Off, ProxyVersion>>,
+    pub(super) transparent: &'f Setting<bool>,
     pub(super) timeouts: &'f Setting<RouteTimeouts>,
 }
 
@@ -256,6 +263,8 @@ macro_rules! action_keys {
                     buffer_requests: &self.buffer_requests,
                     request_headers: &self.request_headers,
                     response_headers: &self.response_headers,
+                    proxy_protocol: &self.proxy_protocol,
+                    transparent: &self.transparent,
                     timeouts: &self.timeouts,
                 }
             }
@@ -292,6 +301,16 @@ impl ActionKeys<'_> {
         all.into_iter().filter_map(|(key, place)| Some((key, place?)))
     }
 
+    /// What is said of connections to backends.
+    pub(super) fn of_connections(&self) -> impl Iterator<Item = (&'static str, &Place)> {
+        let all = [
+            ("proxy_protocol", self.proxy_protocol.place()),
+            ("transparent", self.transparent.place()),
+            ("timeouts", self.timeouts.place()),
+        ];
+        all.into_iter().filter_map(|(key, place)| Some((key, place?)))
+    }
+
     /// Whether one of them cannot be used.
     pub(super) fn any_bad(&self) -> bool {
         self.pool.any_bad()
@@ -308,6 +327,8 @@ impl ActionKeys<'_> {
             || self.buffer_requests.is_bad()
             || self.request_headers.is_bad()
             || self.response_headers.is_bad()
+            || self.proxy_protocol.is_bad()
+            || self.transparent.is_bad()
             || self.timeouts.is_bad()
     }
 }

@@ -54,6 +54,7 @@ mod health_effects;
 mod hello_splits;
 mod http;
 mod http_rules;
+mod http_headers;
 mod ja4;
 mod lifecycle;
 mod mysql_by_name;

@@ -101,11 +101,8 @@ pub(super) fn check(
     out: &mut Output,
 ) -> Option<()> {
     let mut good = ends_or_is_clear(route, (cause, at), keys, out);
-    let shared = "its connections to backends are those of several clients, which `Forwarded` tells";
     let streams = [
         ("reject", route.reject.place(), "write `answer = 403` to refuse requests"),
-        ("proxy_protocol", route.proxy_protocol.place(), shared),
-        ("transparent", route.transparent.place(), shared),
         (
             "internal",
             route.internal.place(),
@@ -218,7 +215,7 @@ fn one<'r>(
         group,
         name: Arc::from(name),
         place: &table.place,
-        ends_tls: of.tls.place().is_some(),
+        route: of,
         groups: when.as_ref().and_then(|when| conditions::groups(&when.paths)),
     };
     let done = action::resolve(&spot, &rule.action_keys(), context, out);
@@ -280,7 +277,7 @@ fn own(
         group: name.to_owned(),
         name: Arc::from(name),
         place: &table.place,
-        ends_tls: route.tls.place().is_some(),
+        route,
         groups: None,
     };
     let done = action::resolve(&spot, &keys, context, out)?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::super::decode::Setting;
 use super::super::file::{Route, RouteTimeouts};
+use super::super::http_keys::ActionKeys;
 use super::super::source::Place;
 use super::super::units::duration_text;
 use super::super::{AnswerTimeout, PassthroughConfig, UpstreamConfig};
@@ -21,22 +22,35 @@ pub(super) fn of_route(
     context: &Context<'_>,
     out: &mut Output,
 ) -> PassthroughConfig {
+    let internal = dynamic::internal(name, to, route, out);
     let prefix = format!("route[{name}]");
-    let proxy_protocol = route.proxy_protocol.given();
+    let plain = of_keys(&prefix, upstream, to, (&route.action_keys(), route), context, out);
+    PassthroughConfig { internal, ..plain }
+}
+
+/// Backends as `keys` of `route`, or of a rule of it, say; noted below `prefix`.
+pub(super) fn of_keys(
+    prefix: &str,
+    upstream: Arc<UpstreamConfig>,
+    to: &[(UpstreamAddr, Place)],
+    (keys, route): (&ActionKeys<'_>, &Route),
+    context: &Context<'_>,
+    out: &mut Output,
+) -> PassthroughConfig {
+    let proxy_protocol = keys.proxy_protocol.given();
     let version = proxy_protocol.and_then(|at| at.value.0);
     let text = version.map_or_else(|| string("off"), string);
     out.note(format!("{prefix}.proxy_protocol"), text, proxy_protocol.map(|at| &at.place));
     // Of listeners that are not all known nothing may be concluded.
     let listeners = if context.complete { context.listeners } else { &[] };
-    let transparent = transparent::resolve(name, to, route, listeners, out);
-    let internal = dynamic::internal(name, to, route, out);
-    let table = route.timeouts.given().map(|at| &at.value);
-    let plain = within(&prefix, upstream, table, context, out);
-    PassthroughConfig { internal, proxy_protocol: version, transparent, ..plain }
+    let transparent = transparent::resolve(prefix, to, (keys.transparent.given(), route), listeners, out);
+    let table = keys.timeouts.given().map(|at| &at.value);
+    let plain = within(prefix, upstream, table, context, out);
+    PassthroughConfig { proxy_protocol: version, transparent, ..plain }
 }
 
 /// Backends with the timeouts of `table`, and with the global ones where that says nothing; noted below `prefix`.
-pub(super) fn within(
+fn within(
     prefix: &str,
     upstream: Arc<UpstreamConfig>,
     table: Option<&RouteTimeouts>,

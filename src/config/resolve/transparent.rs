@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::super::decode::At;
 use super::super::error::{ConfigError, ErrorKind};
 use super::super::file::Route;
 use super::super::source::Place;
@@ -18,17 +19,16 @@ struct Families {
     v6: bool,
 }
 
-/// Where `transparent` is switched on; backends that no client of the route could reach so are reported.
+/// Where `transparent` is switched on, which `given` says of backends of `route`; backends that no client of the route could reach so are reported.
 pub(super) fn resolve(
-    name: &str,
+    prefix: &str,
     to: &[(UpstreamAddr, Place)],
-    route: &Route,
+    (given, route): (Option<&At<bool>>, &Route),
     listeners: &[ListenerConfig],
     out: &mut Output,
 ) -> Option<Origin> {
-    let given = route.transparent.given();
     let on = given.filter(|at| at.value);
-    out.note(format!("route[{name}].transparent"), on.is_some().to_string(), given.map(|at| &at.place));
+    out.note(format!("{prefix}.transparent"), on.is_some().to_string(), given.map(|at| &at.place));
     let on = on?;
     let families = Families::of(route, listeners);
     for (addr, place) in to {

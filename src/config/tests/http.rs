@@ -298,8 +298,6 @@ fn what_is_said_of_http_needs_http() {
     }
     assert!(route("protocol = 'any'\nanswer = 200").is_ok());
     let of_streams = "protocol = 'http'\nto = 'http://10.0.0.1'\n";
-    refused(&format!("{of_streams}proxy_protocol = 'v2'"), "conflict", "has no `proxy_protocol`");
-    refused(&format!("{of_streams}transparent = true"), "conflict", "has no `transparent`");
     refused(&format!("{of_streams}reject = 'close'"), "conflict", "write `answer = 403`");
     let tls =
         "sni = 'a.test'\ntls = 'self-signed'\nredirect = 'https'\n[[route.rule]]\npath = '/a'\nanswer = 200";
@@ -473,6 +471,36 @@ fn all_of_it_is_told_by_effective() {
     assert_eq!(of("to"), Some(("\"http://10.0.0.1:80\"", true)));
     assert_eq!(of("http.max_body"), Some(("\"off\"", false)));
     assert_eq!(of("trusted_proxies"), Some(("[]", false)));
+}
+
+#[test]
+fn connections_to_backends_can_be_those_of_one_client() {
+    let http = plain(
+        "to = 'http://10.0.0.1'\nproxy_protocol = 'v2'\n\
+         [[route.rule]]\nname = 'a'\npath = '/a'\ntransparent = true\nproxy_protocol = 'v1'\n\
+         split = [{ name = 'x', to = 'http://10.0.0.2' }, { name = 'y', upstream = 'b' }]\n\
+         [[route.rule]]\npath = '/b'\nupstream = 'b'\n[[upstream]]\nname = 'b'\nto = 'http://10.0.0.3'\n",
+    );
+    let said = |rule: usize| -> Vec<_> {
+        let variants = &proxy(&http.rules[rule].action).variants;
+        variants.iter().map(|one| (one.to.proxy_protocol, one.to.transparent.is_some())).collect()
+    };
+    assert_eq!(said(0), [(Some(crate::net::ProxyVersion::V1), true); 2]);
+    assert_eq!(said(1), [(None, false)], "a rule has nothing of its route");
+    assert_eq!(said(2), [(Some(crate::net::ProxyVersion::V2), false)]);
+    for key in ["proxy_protocol = 'v2'", "transparent = true"] {
+        bad_rule(&format!("answer = 200\n{key}"), "conflict", "said of requests that go to backends");
+        refused(
+            &format!("protocol = 'http'\n{key}\n[[route.rule]]\npath = '/a'\nanswer = 200"),
+            "conflict",
+            "requests that no rule takes",
+        );
+    }
+    bad_rule(
+        "to = 'http://unix:/run/a'\ntransparent = true",
+        "conflict",
+        "a Unix socket cannot be connected to",
+    );
 }
 
 #[test]

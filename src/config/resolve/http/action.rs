@@ -7,6 +7,7 @@ use http::StatusCode;
 
 use super::super::super::decode::{At, Either};
 use super::super::super::error::{ConfigError, ErrorKind};
+use super::super::super::file::Route;
 use super::super::super::http_keys::{ActionKeys, Answer, Files, Redirect};
 use super::super::super::http_values::{AnswerStatus, PathPrefix, RedirectTo};
 use super::super::super::source::Place;
@@ -28,10 +29,17 @@ pub(super) struct Spot<'a> {
     /// What is said so, in logs and metrics.
     pub(super) name: Arc<str>,
     pub(super) place: &'a Place,
-    /// Whether requests come in by TLS that ends here.
-    pub(super) ends_tls: bool,
+    /// The route by which requests come in.
+    pub(super) route: &'a Route,
     /// How many groups the expressions of the rule's paths have, if there are any.
     pub(super) groups: Option<usize>,
+}
+
+impl Spot<'_> {
+    /// Whether requests come in by TLS that ends here.
+    fn ends_tls(&self) -> bool {
+        self.route.tls.place().is_some()
+    }
 }
 
 /// What was said.
@@ -104,8 +112,7 @@ fn fits((action, at): (&str, &Place), keys: &ActionKeys<'_>, out: &mut Output) -
         good = false;
     };
     if !matches!(action, "to" | "upstream" | "split") {
-        let timeouts = keys.timeouts.place().map(|place| ("timeouts", place));
-        for (key, place) in keys.of_backends().chain(keys.pool.written()).chain(timeouts) {
+        for (key, place) in keys.of_backends().chain(keys.pool.written()).chain(keys.of_connections()) {
             let message =
                 format!("`{key}` is said of requests that go to backends, and these have `{action}`");
             refuse(
@@ -148,9 +155,8 @@ fn fits((action, at): (&str, &Place), keys: &ActionKeys<'_>, out: &mut Output) -
 
 /// Reports what a route says of requests without saying what becomes of them; `None` when it does.
 pub(super) fn refuse_without_action(keys: &ActionKeys<'_>, out: &mut Output) -> Option<()> {
-    let timeouts = keys.timeouts.place().map(|place| ("timeouts", place));
     let mut good = true;
-    for (key, place) in keys.of_backends().chain(keys.pool.written()).chain(timeouts) {
+    for (key, place) in keys.of_backends().chain(keys.pool.written()).chain(keys.of_connections()) {
         let message = format!("`{key}` is said of requests that no rule takes, and those go nowhere");
         let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
         out.report(error.hint(format!("write `{key}` in the rules, or give the route a `to`")));
@@ -228,7 +234,7 @@ fn redirect(
         Either::Table(table) => (&table.to.given()?.value, &table.to.given()?.place, table.status.given()),
     };
     let url = match to {
-        RedirectTo::Https if spot.ends_tls => {
+        RedirectTo::Https if spot.ends_tls() => {
             let message = "these requests come by `https` already, and would be sent to where they are";
             let error = ConfigError::new(ErrorKind::Conflict, message).at(place);
             out.report(error.hint("write a URL, as in `\"https://new.example.com{uri}\"`"));

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::super::super::decode::{At, Either, OneOrMany, quote};
 use super::super::super::error::{ConfigError, ErrorKind};
-use super::super::super::file::RouteTimeouts;
 use super::super::super::http_keys::{ActionKeys, StickySplit, Variant};
 use super::super::super::http_values::SplitWord;
 use super::super::super::pool_keys::PoolKeys;
@@ -37,9 +36,9 @@ pub(super) fn resolve(
         return None;
     }
     let variants = match keys.split.given() {
-        Some(at) => split(spot, at, timeouts, context, out),
+        Some(at) => split(spot, at, keys, context, out),
         None => {
-            let one = target(spot, &spot.group, (&keys.pool, keys.upstream.given()), timeouts, context, out);
+            let one = target(spot, &spot.group, (&keys.pool, keys.upstream.given()), keys, context, out);
             one.map(|(to, version)| {
                 vec![VariantConfig { name: Arc::clone(&spot.name), weight: 1, to, version }]
             })
@@ -75,13 +74,14 @@ fn target(
     spot: &Spot<'_>,
     group: &str,
     (pool, upstream): (&PoolKeys<'_>, Option<&At<UpstreamName>>),
-    timeouts: Option<&RouteTimeouts>,
+    keys: &ActionKeys<'_>,
     context: &Context<'_>,
     out: &mut Output,
 ) -> Option<(PassthroughConfig, BackendHttp)> {
     let prefix = &spot.prefix;
+    let said = (keys, spot.route);
     if let Some(name) = upstream {
-        let Written { config, scheme, .. } = context.upstreams.find(name, out)?;
+        let Written { config, to, scheme } = context.upstreams.find(name, out)?;
         let Some((version, _)) = scheme.http() else {
             let message = format!("the backends of {} are not said to speak HTTP", quote(&config.name));
             let error = ConfigError::new(ErrorKind::Conflict, message).at(&name.place);
@@ -91,9 +91,9 @@ fn target(
             return None;
         };
         out.note(format!("{prefix}.upstream"), string(&config.name), Some(&name.place));
-        return Some((passthrough::within(prefix, config, timeouts, context, out), version));
+        return Some((passthrough::of_keys(prefix, config, &to, said, context, out), version));
     }
-    upstreams::check_backends(pool.to, context.listeners, out)?;
+    let to = upstreams::check_backends(pool.to, context.listeners, out)?;
     let place = pool.to.place()?;
     if !upstreams::speaks_http(pool.to) {
         return without_scheme(pool, place, out);
@@ -104,7 +104,7 @@ fn target(
     // Where only some do, that is reported.
     let upstream = upstreams::keys_to_config(group, prefix, pool, out)?;
     let (version, _) = upstreams::scheme(pool.to).http()?;
-    Some((passthrough::within(prefix, Arc::new(upstream), timeouts, context, out), version))
+    Some((passthrough::of_keys(prefix, Arc::new(upstream), &to, said, context, out), version))
 }
 
 /// Reports backends that are not said to speak HTTP.
@@ -128,7 +128,7 @@ fn without_scheme<T>(pool: &PoolKeys<'_>, place: &Place, out: &mut Output) -> Op
 fn split(
     spot: &Spot<'_>,
     at: &At<OneOrMany<Variant>>,
-    timeouts: Option<&RouteTimeouts>,
+    keys: &ActionKeys<'_>,
     context: &Context<'_>,
     out: &mut Output,
 ) -> Option<Vec<VariantConfig>> {
@@ -140,7 +140,7 @@ fn split(
         out.report(error.at(&at.place).hint("write its `to` in place of `split`, or add another variant"));
         return None;
     }
-    let all: Vec<_> = variants.iter().map(|variant| one(spot, variant, timeouts, context, out)).collect();
+    let all: Vec<_> = variants.iter().map(|variant| one(spot, variant, keys, context, out)).collect();
     let all: Vec<_> = all.into_iter().collect::<Option<_>>()?;
     if all.iter().all(|variant| variant.weight == 0) {
         let error =
@@ -154,7 +154,7 @@ fn split(
 fn one(
     spot: &Spot<'_>,
     at: &At<Variant>,
-    timeouts: Option<&RouteTimeouts>,
+    keys: &ActionKeys<'_>,
     context: &Context<'_>,
     out: &mut Output,
 ) -> Option<VariantConfig> {
@@ -187,8 +187,8 @@ fn one(
     let weight = variant.weight.given();
     let share = weight.map_or(1, |at| at.value.0);
     out.note(format!("{}.weight", inner.prefix), share.to_string(), weight.map(|at| &at.place));
-    let keys = (&variant.pool_keys(), variant.upstream.given());
-    let (to, version) = target(&inner, &group, keys, timeouts, context, out)?;
+    let own = (&variant.pool_keys(), variant.upstream.given());
+    let (to, version) = target(&inner, &group, own, keys, context, out)?;
     Some(VariantConfig { name: inner.name, weight: share, to, version })
 }
 
