@@ -53,6 +53,7 @@ mod wire;
 
 pub use connection::{Connection, Thread};
 pub use ended::Ended;
+pub use handle::admit;
 pub use record::Line;
 pub use site::Site;
 pub use wire::Count;

@@ -28,6 +28,7 @@ use crate::config::{
 use crate::peek::{ClientHello, Pattern, PatternId, Patterns, Preface, Protocol, ServerName, Startup};
 
 mod assertion;
+mod host;
 mod inside;
 mod possible;
 

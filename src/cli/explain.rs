@@ -1,4 +1,4 @@
-//! `portcullis explain`: a made-up connection through the functions of the data plane.
+//! `portcullis explain`: a made-up connection, and a request by it, through the functions of the data plane.
 
 use std::fmt::Write;
 use std::fs;
@@ -13,17 +13,22 @@ use crate::config::{
     PassthroughConfig, RejectWith, TerminateConfig, TlsPolicy, Verify,
 };
 use crate::guard::Acl;
+use crate::net::ListenAddr;
 use crate::peek::{
     Alpn, ClientHello, Detector, HelloError, Ja4, Patterns, Preface, Protocol, ServerName, Startup,
 };
 use crate::prelude;
 use crate::route::{Decision, NoRoute, Query, RouteTable, Step};
 
+mod http;
+
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
     #[command(flatten)]
     config: ConfigArg,
+    #[command(flatten)]
+    request: http::RequestArgs,
     /// The server name that the client asks for; without one the hello has no SNI.
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
@@ -34,9 +39,9 @@ pub(super) struct Explain {
     #[arg(long, value_name = "JA4", value_parser = Ja4::parse)]
     ja4: Option<Ja4>,
     /// The client's address.
-    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)))]
+    #[arg(long, visible_alias = "ip", value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)))]
     from: IpAddr,
-    /// The listener; the first one unless given.
+    /// The listener; unless given the one with the port of the URL, or the first.
     #[arg(long, value_name = "NAME")]
     listener: Option<String>,
     /// Use the first bytes in this file instead, as a client sends them.
@@ -80,14 +85,7 @@ impl Explain {
             Ok(config) => config,
             Err(exit) => return Ok(exit),
         };
-        let listener = match &self.listener {
-            Some(name) if config.listeners.iter().any(|listener| *listener.name == **name) => name.clone(),
-            Some(name) => {
-                let known: Vec<_> = config.listeners.iter().map(|listener| &*listener.name).collect();
-                bail!("no listener is named `{name}`; there are: {}", known.join(", "));
-            }
-            None => config.listeners.first().map_or_else(String::new, |listener| listener.name.to_string()),
-        };
+        let listener = self.listener(&config)?;
         let table = RouteTable::new(&config);
         let mut out = String::new();
         let (preface, settled) = match self.preface(&config, table.patterns(&listener, self.from))? {
@@ -106,14 +104,31 @@ impl Explain {
             );
         }
         if admission(&mut out, &config.limits, self.from, &listener) {
-            decide(
-                &mut out,
-                &config,
-                &table,
-                &Query { preface: &preface, client: self.from, listener: &listener },
-            );
+            let query = Query { preface: &preface, client: self.from, listener: &listener };
+            decide(&mut out, &config, &table, &query, &self.request);
         }
         print(&out)
+    }
+
+    /// The name of the listener that the client comes in on.
+    fn listener(&self, config: &Config) -> anyhow::Result<String> {
+        let all = &config.listeners;
+        if let Some(name) = &self.listener {
+            if all.iter().any(|listener| *listener.name == **name) {
+                return Ok(name.clone());
+            }
+            let known: Vec<_> = all.iter().map(|listener| &*listener.name).collect();
+            bail!("no listener is named `{name}`; there are: {}", known.join(", "));
+        }
+        let port = self.request.port();
+        let has_port = |bind: &ListenAddr| port.is_some() && Some(bind.socket().port()) == port;
+        let of_port = all.iter().find(|listener| listener.bind.iter().any(has_port));
+        Ok(of_port.or(all.first()).map_or_else(String::new, |listener| listener.name.to_string()))
+    }
+
+    /// Whether something is said that only a client of TLS has.
+    fn says_tls(&self) -> bool {
+        self.sni.is_some() || !self.alpn.is_empty() || self.ja4.is_some() || self.within.is_some()
     }
 
     /// What the client sends, and whether it is that only when it pauses; or why it is refused for that.
@@ -132,7 +147,8 @@ impl Explain {
                 (Err(refused), _) => Ok(Err(refused)),
             };
         }
-        match self.protocol {
+        let in_clear = (self.request.is_clear() && !self.says_tls()).then_some(Protocol::Http);
+        match self.protocol.or(in_clear) {
             Some(Protocol::Postgres) => {
                 let (user, database) = (self.user.as_str(), self.database.as_ref().unwrap_or(&self.user));
                 let startup = Startup { database: database.as_str().into(), user: user.into() };
@@ -144,9 +160,13 @@ impl Explain {
         let server_name = match self.sni.as_deref().map(|name| ServerName::parse(name.as_bytes())) {
             Some(Err(bad)) => return Ok(Err(bad.into())),
             Some(Ok(name)) => Some(name),
-            None => None,
+            None => self.request.server_name(),
         };
-        let alpn = Alpn::from_names(self.alpn.iter().map(String::as_bytes));
+        let offered: &[&[u8]] = if self.request.is_there() { &[b"h2", b"http/1.1"] } else { &[] };
+        let alpn = match self.alpn.as_slice() {
+            [] => Alpn::from_names(offered.iter().copied()),
+            names => Alpn::from_names(names.iter().map(String::as_bytes)),
+        };
         let ja4 = self.ja4.clone().map(Box::new);
         let within = self.within;
         let hello = ClientHello { server_name, alpn, ja4, within, records: 1, ..ClientHello::default() };
@@ -245,7 +265,13 @@ fn describe_limit(limit: &LimitConfig) -> String {
     format!("{}: {}, per {}{routes}; else {}", limit.name, figures.join("; "), limit.per, limit.action)
 }
 
-fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'_>) {
+fn decide(
+    out: &mut String,
+    config: &Config,
+    table: &RouteTable,
+    query: &Query<'_>,
+    request: &http::RequestArgs,
+) {
     let greeted = config
         .listeners
         .iter()
@@ -277,6 +303,7 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
                 if let Some(tls) = &http.tls {
                     ends(out, tls);
                 }
+                return request.explain(out, (route, http), table, query);
             }
             ActionConfig::Redirect => {
                 let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
@@ -284,6 +311,9 @@ fn decide(out: &mut String, config: &Config, table: &RouteTable, query: &Query<'
             ActionConfig::Reject(with) => refusal(out, *with, tls, alpn),
         },
         Decision::NoRoute(_, with) => refusal(out, with, tls, alpn),
+    }
+    if request.is_there() && matches!(decision, Decision::Route(_)) {
+        let _ = writeln!(out, "request   not looked at: the route does not speak HTTP");
     }
 }
 

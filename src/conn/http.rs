@@ -13,8 +13,7 @@ use super::record::{ConnRecord, Requests};
 use super::termination::{Cause, Stage, Termination};
 use crate::config::LogFormat;
 use crate::http::{self, Ended, Line};
-use crate::peek::{ClientHello, Preface, ServerName};
-use crate::route::{Decision, Query};
+use crate::peek::{ClientHello, Preface};
 use crate::tls::End;
 
 /// A connection of HTTP that is about to begin.
@@ -95,8 +94,9 @@ fn client_certificate(end: &End) -> Option<HeaderValue> {
     HeaderValue::try_from(format!(":{}:", STANDARD.encode(certificate))).ok()
 }
 
-/// Whether requests for a host may come by this connection. What was agreed on for one name is not for the names of
-/// another route (RFC 9110 §7.4).
+/// Whether requests for a host may come by this connection, see [`RouteTable::takes_host`].
+///
+/// [`RouteTable::takes_host`]: crate::route::RouteTable::takes_host
 fn takes(
     hello: Option<ClientHello>,
     route: &Arc<str>,
@@ -107,21 +107,7 @@ fn takes(
     let Some(hello) = hello else { return Box::new(|_| true) };
     let (shared, route) = (Arc::clone(&cx.shared), Arc::clone(route));
     let listener = Arc::clone(&listener.name);
-    Box::new(move |host| {
-        if hello.server_name.as_ref().is_some_and(|name| *name.as_str() == *host) {
-            return true;
-        }
-        let named = hello.server_name.is_some();
-        let Ok(name) = ServerName::parse(host.as_bytes()) else { return !named };
-        let asked =
-            ClientHello { server_name: Some(name), alpn: hello.alpn.clone(), ..ClientHello::default() };
-        let preface = Preface::Tls(Box::new(asked));
-        let query = Query { preface: &preface, client, listener: &listener };
-        match shared.snapshot.load().table.find(&query) {
-            Decision::Route(found) => *found.config.name == *route,
-            Decision::NoRoute(..) => !named,
-        }
-    })
+    Box::new(move |host| shared.snapshot.load().table.takes_host(host, &hello, (client, &listener), &route))
 }
 
 /// Tells of requests in the access log.

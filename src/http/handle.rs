@@ -175,15 +175,30 @@ fn check(
     (target, site): (&Target, &Site),
     cx: &Connection,
 ) -> Result<(), Failure> {
-    if !fields::is_allowed(&incoming.method) {
-        return Err(Failure::refused(StatusCode::METHOD_NOT_ALLOWED, "method"));
-    }
     let connection = if cx.tls { Scheme::Https } else { Scheme::Http };
-    if target.check_scheme(connection).is_err() || !(cx.takes)(&target.host) {
-        return Err(Failure::refused(StatusCode::MISDIRECTED_REQUEST, "misdirected"));
-    }
+    admit(&incoming.method, target, connection, &cx.takes)
+        .map_err(|(status, reason)| Failure::refused(status, reason))?;
     if site.config.limits.max_body.is_some_and(|most| source.length().is_some_and(|body| body > most)) {
         return Err(Failure::TOO_LARGE);
+    }
+    Ok(())
+}
+
+/// Whether a request is one that is answered by a connection of `connection` that takes requests for such hosts.
+///
+/// # Errors
+/// The status that it is refused with, and why in a word.
+pub fn admit(
+    method: &Method,
+    target: &Target,
+    connection: Scheme,
+    takes: impl Fn(&str) -> bool,
+) -> Result<(), (StatusCode, &'static str)> {
+    if !fields::is_allowed(method) {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "method"));
+    }
+    if target.check_scheme(connection).is_err() || !takes(&target.host) {
+        return Err((StatusCode::MISDIRECTED_REQUEST, "misdirected"));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::fmt;
 use std::iter;
 use std::net::IpAddr;
 
@@ -307,6 +308,31 @@ impl Further {
             return Verdict::From;
         }
         Verdict::Holds
+    }
+}
+
+impl fmt::Display for Host<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Exact(name) => write!(f, "host {name}"),
+            Self::Suffix(suffix) => write!(f, "host *.{suffix}"),
+            Self::Regex(regex) => write!(f, "host {}", NamePattern::Regex(regex.clone())),
+            Self::Any => f.write_str("any host"),
+        }
+    }
+}
+
+impl fmt::Display for Verdict<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Holds => f.write_str("matches"),
+            Self::Host => f.write_str("the expression does not match the host"),
+            Self::Path => f.write_str("the path is another one"),
+            Self::Method => f.write_str("the method is none of its"),
+            Self::Header(name) => write!(f, "the field `{name}` is not there, or has another value"),
+            Self::Query(name) => write!(f, "the parameter `{name}` is not there, or has another value"),
+            Self::From => f.write_str("the client is in none of its networks"),
+        }
     }
 }
 

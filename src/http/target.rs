@@ -90,9 +90,11 @@ pub enum TargetError {
 
 /// A host and its port, if one is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Authority {
-    pub(super) host: Box<str>,
-    port: Option<u16>,
+pub struct Authority {
+    /// As [`Target::host`] has it.
+    pub host: Box<str>,
+    /// The port.
+    pub port: Option<u16>,
 }
 
 /// A request's target taken apart.
@@ -250,7 +252,11 @@ impl TargetError {
 }
 
 impl Authority {
-    pub(super) fn parse(text: &str) -> Result<Self, TargetError> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`TargetError::Host`] when it is none.
+    pub fn parse(text: &str) -> Result<Self, TargetError> {
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((ip, port)) => {
                 let ip: Ipv6Addr = ip.parse().map_err(|_| TargetError::Host)?;

@@ -107,6 +107,137 @@ fn explain_names_the_route_its_place_and_every_rule_tried() {
     assert!(explain(&[]).contains("112"), "a hello without SNI gets an alert");
 }
 
+const OF_HTTP: &str = "[[listener]]\nname = 'open'\nbind = '127.0.0.1:443'\n\
+    [[listener]]\nname = 'clear'\nbind = '127.0.0.1:80'\n\
+    [[route]]\nname = 'web'\nsni = ['www.test', 'm.test']\ntls = 'self-signed'\nto = 'http://127.0.0.1:9001'\n\
+    host_header = 'app.{host}'\ntrusted_proxies = '10.0.0.0/8'\n\
+    [[route.rule]]\nname = 'beta'\npath = '/api/*'\nheader = { x-beta = '1' }\nquery = { debug = '*' }\nstrip = '/api'\n\
+    split = [{ name = 'old', weight = 3, to = 'h2c://127.0.0.1:9003' }, { name = 'new', to = 'h2c://127.0.0.1:9004' }]\n\
+    [[route.rule]]\nname = 'api'\npath = '/api/*'\nmethod = 'GET'\nstrip = '/api'\nadd = '/v1'\nto = 'http://127.0.0.1:9002'\n\
+    [[route.rule]]\nname = 'moved'\npath = '~/blog/([0-9]+)'\nredirect = { to = 'https://blog.test/{1}{query}', status = 301 }\n\
+    [[route.rule]]\nname = 'static'\npath = '/static/*'\nfiles = { root = '/srv/www', strip = '/static' }\n\
+    [[route.rule]]\nname = 'inside'\npath = '/health'\nfrom = '192.0.2.0/24'\nanswer = { status = 200, body = 'ok {client}' }\n\
+    [[route]]\nname = 'other'\nsni = 'other.test'\ntls = 'self-signed'\nanswer = 403\n\
+    [[route]]\nname = 'plain'\nprotocol = 'http'\nlistener = 'clear'\n[[route.rule]]\nhost = '*.test'\npath = '/a'\nanswer = 204\n";
+
+/// What is explained of a request, which ends well.
+fn explained(args: &[&str]) -> String {
+    let got = on_config("explain", OF_HTTP, args);
+    assert_eq!(got.code, Some(0), "{got:?}");
+    got.stdout
+}
+
+#[track_caller]
+fn says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn explain_follows_a_request_to_its_rule_and_beyond() {
+    let api = explained(&["GET", "https://www.test/x/..//api/%75ser?debug=1#top"]);
+    says(
+        &api,
+        &[
+            "on listener `open`, TLS, SNI www.test, ALPN h2,http/1.1",
+            "request   GET /api/user?debug=1 of www.test",
+            "rule `beta` (",
+            "the field `x-beta` is not there, or has another value",
+            "any host, /api/*: rule `api` (",
+            "portcullis.toml:",
+            "result    rule `api` (",
+            "backends  http://127.0.0.1:9002",
+            "asked for /v1/user?debug=1, host www.test",
+        ],
+    );
+    let (beta, result) = (api.find("rule `beta`").unwrap(), api.find("result    rule").unwrap());
+    assert!(beta < result && !api.contains("rule `moved`: "), "{api}");
+    let beta = explained(&["GET", "https://www.test:443/api/x?debug", "--header", "X-Beta: 1"]);
+    says(
+        &beta,
+        &[
+            "result    rule `beta` (",
+            "variant   `old`, 3 of 4",
+            "h2c://127.0.0.1:9003",
+            "variant   `new`, 1 of 4",
+            "asked for /x?debug, host www.test:443",
+        ],
+    );
+    let post = explained(&["POST", "https://www.test/api"]);
+    says(
+        &post,
+        &[
+            "the method is none of its",
+            "result    the route itself (",
+            "9001",
+            "asked for /api, host app.www.test",
+        ],
+    );
+    says(
+        &explained(&["GET", "https://m.test/blog/7?a=b"]),
+        &["rule `moved`", "sees 301 to https://blog.test/7?a=b"],
+    );
+    says(
+        &explained(&["GET", "https://m.test/static/a.css"]),
+        &["files     in /srv/www, by the path behind /static"],
+    );
+    let health = ["GET", "https://m.test/health", "--ip"];
+    says(&explained(&[&health[..], &["192.0.2.7"]].concat()), &["sees 200, and \"ok 192.0.2.7\""]);
+    says(
+        &explained(&[&health[..], &["198.51.100.1"]].concat()),
+        &["in none of its networks", "the route itself"],
+    );
+    let named = [&health[..], &["10.0.0.1", "--header", "X-Forwarded-For: 192.0.2.9"]].concat();
+    says(&explained(&named), &["client    192.0.2.9, by the word of 10.0.0.1", "ok 192.0.2.9"]);
+}
+
+#[test]
+fn explain_tells_of_requests_in_clear_and_of_those_that_are_refused() {
+    let clear = explained(&["GET", "http://a.test/a;v=1"]);
+    says(
+        &clear,
+        &[
+            "on listener `clear`, protocol http",
+            "rules look at /a",
+            "host *.test, /a: rule",
+            "sees 204, and nothing",
+        ],
+    );
+    says(
+        &explained(&["GET", "http://127.0.0.1/a"]),
+        &["result    the route itself", "sees 404, and the page of an error"],
+    );
+    for (args, status) in [
+        (&["GET", "https://www.test/a%2fb"][..], "400 Bad Request (path_slash)"),
+        (&["GET", "https://www.test/../a"], "400 Bad Request (path_climb)"),
+        (&["TRACE", "https://www.test/"], "405 Method Not Allowed (method)"),
+        (&["GET", "https://other.test/", "--sni", "www.test"], "421 Misdirected Request (misdirected)"),
+        (
+            &["GET", "https://www.test/", "--alpn", "http/1.1", "--header", "Host: a b"],
+            "400 Bad Request (host_bad)",
+        ),
+        (&["GET", "https://www.test/", "--header", "Host: m.test"], "400 Bad Request (host_differs)"),
+    ] {
+        says(&explained(args), &[&format!("result    refused with {status}")]);
+    }
+    // Two names of one route.
+    says(&explained(&["GET", "https://m.test/", "--sni", "www.test"]), &["result    the route itself"]);
+    let streams = on_config("explain", GOOD, &["GET", "https://app.test/"]);
+    says(&streams.stdout, &["127.0.0.1:9001", "request   not looked at"]);
+    for bad in [
+        &["GET"][..],
+        &["GET", "www.test"],
+        &["GET", "ftp://www.test/"],
+        &["GET", "https:///a"],
+        &["--header", "X-Beta: 1"],
+        &["GET", "https://a.test/", "--header", "X-Beta"],
+        &["GET", "https://a.test/", "--hello", "f"],
+    ] {
+        assert_eq!(on_config("explain", OF_HTTP, bad).code, Some(2), "{bad:?}");
+    }
+}
+
 #[test]
 fn explain_reads_a_hello_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
