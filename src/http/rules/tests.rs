@@ -5,13 +5,14 @@ use http::{HeaderValue, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{AnswerConfig, HeaderChanges, Origin, RequestAction};
+use crate::config::{AnswerConfig, HeaderChanges, Origin, PoliciesOfRequests, RequestAction};
 use crate::http::target::{Spoken, Target};
 use crate::peek::ServerName;
 
 fn rule(when: RequestConditions) -> RuleConfig {
     let answer = AnswerConfig { status: StatusCode::OK, body: None, content_type: "text/plain".into() };
     RuleConfig {
+        policies: PoliciesOfRequests::default(),
         name: "rule".into(),
         when,
         action: RequestAction::Answer(answer),
