@@ -50,6 +50,7 @@ use peek::First;
 use prelude::Opened;
 use proxy::Told;
 use record::ConnRecord;
+pub use redirect::redirected;
 use refuse::Refusal;
 pub use terminate::Handshakes;
 pub use termination::{Cause, Stage, Termination};

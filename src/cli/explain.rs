@@ -305,9 +305,7 @@ fn decide(
                 }
                 return request.explain(out, (route, http), table, query);
             }
-            ActionConfig::Redirect => {
-                let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
-            }
+            ActionConfig::Redirect => return request.redirect(out, table),
             ActionConfig::Reject(with) => refusal(out, *with, tls, alpn),
         },
         Decision::NoRoute(_, with) => refusal(out, with, tls, alpn),

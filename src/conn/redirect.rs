@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use http::StatusCode;
+
 use super::context::Context;
 use super::peek::{Limits, PeekError, read_more};
 use super::record::ConnRecord;
@@ -108,6 +110,18 @@ fn location(bytes: &[u8], serves: impl Fn(&ServerName) -> bool) -> Result<Option
     }
     let slash = if path.starts_with('/') { "" } else { "/" };
     Ok(Some(format!("https://{}{slash}{path}", name.as_str())))
+}
+
+/// Where the request of which `head` is the whole head is sent.
+///
+/// # Errors
+/// The status that it is answered with when it is sent nowhere.
+pub fn redirected(head: &[u8], serves: impl Fn(&ServerName) -> bool) -> Result<String, StatusCode> {
+    match location(head, serves) {
+        Ok(Some(location)) => Ok(location),
+        Ok(None) | Err(Bad::Request) => Err(StatusCode::BAD_REQUEST),
+        Err(Bad::Host) => Err(StatusCode::MISDIRECTED_REQUEST),
+    }
 }
 
 /// The name of an authority, without its port. Addresses are no names.

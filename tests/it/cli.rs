@@ -223,6 +223,14 @@ fn explain_tells_of_requests_in_clear_and_of_those_that_are_refused() {
     }
     // Two names of one route.
     says(&explained(&["GET", "https://m.test/", "--sni", "www.test"]), &["result    the route itself"]);
+    let redirect = format!("{GOOD}[[route]]\nprotocol = 'http'\nredirect = 'https'\n");
+    for (url, seen) in [
+        ("http://app.test:80/a?b", "sees 308 to https://app.test/a?b"),
+        ("http://b.test/", "sees 421: no route takes the host"),
+        ("http://192.0.2.1/", "sees 400"),
+    ] {
+        says(&on_config("explain", &redirect, &["GET", url]).stdout, &[seen]);
+    }
     let streams = on_config("explain", GOOD, &["GET", "https://app.test/"]);
     says(&streams.stdout, &["127.0.0.1:9001", "request   not looked at"]);
     for bad in [

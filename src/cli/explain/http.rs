@@ -9,6 +9,7 @@ use crate::config::{
     AnswerConfig, BackendHttp, FilesConfig, HostHeader, HttpConfig, ProxyConfig, RequestAction, RuleConfig,
     SplitKey, VariantConfig,
 };
+use crate::conn::redirected;
 use crate::http::admit;
 use crate::http::fields::client_of;
 use crate::http::rewrite::rewrite;
@@ -95,6 +96,29 @@ impl RequestArgs {
     pub(super) fn port(&self) -> Option<u16> {
         let url = self.url.as_ref()?;
         Some(Authority::parse(&url.authority).ok()?.port.unwrap_or(url.scheme.port()))
+    }
+
+    /// Tells where the request is sent by a route that redirects whatever it has; in general where there is none.
+    pub(super) fn redirect(&self, out: &mut String, table: &RouteTable) {
+        let (Some(method), Some(url)) = (&self.method, &self.url) else {
+            let _ = writeln!(out, "client    sees 308 to https if a route takes the host, else 421");
+            return;
+        };
+        let mut head = format!("{method} {} HTTP/1.1\r\n", url.uri).into_bytes();
+        if !self.headers.iter().any(|(name, _)| *name == HOST) {
+            head.extend_from_slice(format!("host: {}\r\n", url.authority).as_bytes());
+        }
+        for (name, value) in &self.headers {
+            head.extend_from_slice(&[name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        head.extend_from_slice(b"\r\n");
+        let _ = match redirected(&head, |name| table.serves(name)) {
+            Ok(location) => writeln!(out, "client    sees 308 to {location}"),
+            Err(StatusCode::MISDIRECTED_REQUEST) => {
+                writeln!(out, "client    sees 421: no route takes the host")
+            }
+            Err(status) => writeln!(out, "client    sees {}", status.as_u16()),
+        };
     }
 
     /// Tells what becomes of the request by `route`, which its connection has come to.
