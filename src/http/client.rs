@@ -153,7 +153,8 @@ async fn session(
     };
     let shaken = timer.timeout_at(until, shaking).await;
     let (session, driver) = shaken.unwrap_or(Err(ConnectError::Timeout))?;
-    if target.is_shared() {
+    let is_shared = target.is_shared();
+    if is_shared {
         thread.kept.keep_session(key.clone(), session.clone());
     }
     let (thread, key) = (Rc::clone(thread), key.clone());
@@ -161,7 +162,10 @@ async fn session(
         if let Err(error) = driver.await {
             tracing::debug!(%error, backend = %key.endpoint.name, "a session of HTTP/2 ended");
         }
-        thread.kept.forget_session(&key);
+        // Another route may share sessions with the same endpoint.
+        if is_shared {
+            thread.kept.forget_session(&key);
+        }
     }));
     let until = timer.now() + target.connect_timeout;
     let ready = timer.timeout_at(until, session.ready()).await;
