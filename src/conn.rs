@@ -4,6 +4,7 @@
 //! Each stage takes what the one before it gives; `serve` is the whole path.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,11 +61,15 @@ async fn serve(admitted: Box<Admitted>, mut record: ConnRecord) {
     let cx = Rc::clone(record.context());
     let mut timer = cx.timers.timer();
     // What only the first moments need is in a box of its own, freed before the relay, which may last for days.
-    let termination = match Box::pin(establish(admitted, &cx, &mut record, &mut timer)).await {
-        Ok(Established::Relay(mut relayed)) => poll_fn(|task| relayed.poll(task, &record, &mut timer)).await,
-        Ok(Established::Http(session)) => Box::pin(session.run()).await,
-        Err(ended) => ended,
+    let mut established = match Box::pin(establish(admitted, &cx, &mut record, &mut timer)).await {
+        Ok(established) => established,
+        Err(ended) => return record.finish(ended),
     };
+    let termination = match &mut established {
+        Established::Relay(relayed) => poll_fn(|task| relayed.poll(task, &record, &mut timer)).await,
+        Established::Http(session) => session.await,
+    };
+    drop(established);
     record.finish(termination);
 }
 
@@ -77,7 +82,7 @@ enum Established<'a> {
     /// Its streams are relayed.
     Relay(Relayed<'a>),
     /// Its requests are answered.
-    Http(Box<http::Session>),
+    Http(Pin<Box<dyn Future<Output = Termination>>>),
 }
 
 /// Finds out whose connection it is and what, routes and connects; refuses what comes to nothing.
@@ -166,7 +171,7 @@ async fn proceed<'a>(
             let speaking =
                 speak(client, preface, (route, name), (snapshot, listener, limits), record, cx, timer);
             match Box::pin(speaking).await {
-                Ok(session) => Ok(Established::Http(session)),
+                Ok(session) => Ok(Established::Http(Box::pin(session.run()))),
                 Err(alone) => Err(turn_away(alone, listener, record, cx, timer).await),
             }
         }
@@ -230,7 +235,7 @@ async fn speak(
     record: &mut ConnRecord,
     cx: &Rc<Context>,
     timer: &mut Timer<'_>,
-) -> Result<Box<http::Session>, Alone> {
+) -> Result<http::Session, Alone> {
     let client = match preface.hello() {
         Some(hello) => {
             let acceptor = snapshot.live(route).and_then(|live| live.acceptor.as_ref());
@@ -241,7 +246,7 @@ async fn speak(
             client.into()
         }
     };
-    Ok(Box::new(http::Session::new(client, preface, &name, listener, record, cx)))
+    Ok(http::Session::new(client, preface, &name, listener, record, cx))
 }
 
 /// What a backend is to be connected to for: the client as it is, or, where TLS ends here, what is inside that.
