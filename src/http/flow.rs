@@ -83,7 +83,7 @@ impl Flow {
     ) -> Poll<Result<(), FlowError>> {
         loop {
             // What is there goes out at once, with the head before it and the end behind it.
-            let took = self.take_from(cx, source, now)?;
+            let took = self.take_from(cx, source, sink.held(), now)?;
             if limit.is_some_and(|limit| self.taken > limit) {
                 return Poll::Ready(Err(FlowError::TooLarge));
             }
@@ -106,15 +106,16 @@ impl Flow {
         }
     }
 
-    /// Takes the next piece, if there is room and one has come; whether it did.
+    /// Takes the next piece, if there is room beside what the sink has `held`, and one has come; whether it did.
     fn take_from(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut Source,
+        held: usize,
         now: Moment,
     ) -> Result<bool, FlowError> {
         self.waiting.poll_move(cx);
-        if self.state != State::Open || !self.waiting.has_room() {
+        if self.state != State::Open || !self.waiting.has_room(held) {
             return Ok(false);
         }
         match source.poll(cx)? {

@@ -168,9 +168,9 @@ impl Passing<'_> {
             Framing::Chunked | Framing::UntilClose => Length::Unknown,
         };
         let room = if is_streaming(&headers) {
-            Room::memory(STREAM_MEMORY)
+            Room::memory(reply.window(STREAM_MEMORY))
         } else {
-            Room { memory: ANSWER_MEMORY, disk: Some((cx.thread.disk.clone(), ANSWER_DISK)) }
+            Room { memory: reply.window(ANSWER_MEMORY), disk: Some((cx.thread.disk.clone(), ANSWER_DISK)) }
         };
         (self.change)(status, (&backend, asked), &mut headers)?;
         exchange.status = Some(status);

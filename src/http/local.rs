@@ -95,7 +95,7 @@ pub(super) async fn file(
         _ => Length::Nothing,
     };
     let mut sink = reply.begin(status, content.headers, length).map_err(|_| Failure::GONE)?;
-    let mut flow = Flow::new(Room::memory(WINDOW), timer.now());
+    let mut flow = Flow::new(Room::memory(reply.window(WINDOW)), timer.now());
     let write = taken.site.config.limits.write_timeout;
     let sent = poll_fn(|cx| match flow.poll(cx, (&mut source, &mut sink), None, timer.now()) {
         Poll::Ready(Ok(())) => Poll::Ready(Ok(())),

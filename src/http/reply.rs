@@ -29,6 +29,9 @@ pub(super) struct H1Reply {
     pub(super) keep_alive: bool,
 }
 
+/// Bytes of an answer that wait for a slow client, where it may have many of them at once; a piece more may come.
+const SHARED_WINDOW: usize = 16 * 1024;
+
 /// How long the body of an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Length {
@@ -71,6 +74,14 @@ impl Reply {
                 let stream = send.send_response(response(status, headers), ends)?;
                 Ok(if ends { Sink::Closed } else { Sink::H2(Box::new(stream), Bytes::new()) })
             }
+        }
+    }
+
+    /// How much of an answer may wait that would have so much for itself.
+    pub(super) fn window(&self, most: usize) -> usize {
+        match self {
+            Self::H1(_) => most,
+            Self::H2(_) => most.min(SHARED_WINDOW),
         }
     }
 

@@ -123,6 +123,14 @@ impl Sink {
         }
     }
 
+    /// How many bytes wait for the peer of a stream to take them.
+    pub(super) fn held(&self) -> usize {
+        match self {
+            Self::Closed | Self::H1(..) => 0,
+            Self::H2(_, waiting) => waiting.len(),
+        }
+    }
+
     /// Whether everything given has been passed on.
     pub(super) fn is_flushed(&self) -> bool {
         match self {

@@ -142,7 +142,7 @@ impl Spooled {
     ) -> Poll<Result<(), SourceError>> {
         while !self.rest.is_done() && limit.is_none_or(|limit| self.left <= limit) {
             self.spool.poll_move(cx);
-            if !self.spool.has_room() {
+            if !self.spool.has_room(0) {
                 // Unless the disk is at work to make some.
                 return if self.spool.is_moving() { Poll::Pending } else { Poll::Ready(Ok(())) };
             }

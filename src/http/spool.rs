@@ -78,9 +78,9 @@ impl Spool {
         self.held == 0 && self.read == self.written && self.job.is_none()
     }
 
-    /// Whether it takes more.
-    pub(super) fn has_room(&self) -> bool {
-        self.held < self.room.memory
+    /// Whether it takes more, beside what is `held` elsewhere for the same peer.
+    pub(super) fn has_room(&self, held: usize) -> bool {
+        self.held + held < self.room.memory
     }
 
     /// Whether the disk is at work.
@@ -231,7 +231,7 @@ mod tests {
                 // Until some of it lies on the disk.
                 poll_fn(|cx| {
                     spool.poll_move(cx);
-                    if spool.has_room() { Poll::Ready(()) } else { Poll::Pending }
+                    if spool.has_room(0) { Poll::Ready(()) } else { Poll::Pending }
                 })
                 .await;
                 spool.push(piece);
@@ -252,11 +252,11 @@ mod tests {
     async fn without_a_disk_memory_is_the_bound() {
         let mut spool = Spool::new(Room::memory(3000));
         spool.push(Bytes::from(vec![1; 2000]));
-        assert!(spool.has_room());
+        assert!(spool.has_room(0));
         spool.push(Bytes::from(vec![2; 2000]));
-        assert!(!spool.has_room());
+        assert!(!spool.has_room(0));
         assert_eq!(pop(&mut spool).await.unwrap()[0], 1);
-        assert!(spool.has_room());
+        assert!(spool.has_room(0));
         assert_eq!(pop(&mut spool).await.unwrap()[0], 2);
         assert_eq!(pop(&mut spool).await, None);
     }

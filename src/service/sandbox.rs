@@ -13,7 +13,8 @@ use landlock::{
 use tracing::{info, warn};
 
 use crate::config::{
-    AdminAddr, CertificateSource, CertificateStore, Config, LogTarget, RouteConfig, Sandbox,
+    AdminAddr, CertificateSource, CertificateStore, Config, HttpConfig, LogTarget, RouteConfig,
+    Sandbox,
 };
 
 /// Read from time to time: names (hosts, resolv.conf and where that leads to), users, figures of the process, settings
@@ -102,7 +103,8 @@ fn kept(config: &Config) -> BTreeSet<PathBuf> {
     };
     let acme = config.acme.iter().map(|acme| acme.state.clone());
     // What waits for slow clients lies there, in files without a name.
-    let spools = config.routes.iter().any(|route| route.action.http().is_some());
+    let has_backends = |http: &HttpConfig| http.backends().next().is_some();
+    let spools = config.routes.iter().any(|route| route.action.http().is_some_and(|http| has_backends(http)));
     let spool = spools.then(std::env::temp_dir);
     config.routes.iter().filter_map(of_route).chain(acme).chain(spool).collect()
 }
