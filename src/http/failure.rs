@@ -16,6 +16,8 @@ pub(super) struct Failure {
     pub(super) side: Side,
     /// Whether another attempt may repair it: nothing was heard from the backend, and nothing of a body is gone.
     pub(super) retry: bool,
+    /// Whether that is so for what cannot be repeated, too: the backend did nothing of it.
+    pub(super) unprocessed: bool,
 }
 
 /// Whose fault something is.
@@ -47,7 +49,7 @@ pub(super) enum Fault {
 
 impl Failure {
     const fn new(status: Option<StatusCode>, reason: &'static str, side: Side) -> Self {
-        Self { status, reason, side, retry: false }
+        Self { status, reason, side, retry: false, unprocessed: false }
     }
 
     /// The client is gone.
@@ -95,11 +97,12 @@ impl Failure {
         Self { retry, ..Self::new(Some(status), reason, Side::Backend) }
     }
 
-    /// The stream or session with the backend failed.
+    /// The stream or session with the backend failed; nothing of a body is gone where `retry` says so.
     pub(super) fn upstream_h2(error: h2::Error, retry: bool) -> Self {
         // What it says that it did not process may be sent again (RFC 9113 §8.7).
-        let unprocessed = error.reason() == Some(h2::Reason::REFUSED_STREAM) || error.is_go_away();
-        Self { retry: retry || unprocessed, ..Self::backend(Fault::Reset, false) }
+        let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let unprocessed = error.is_remote() && (refused || error.is_go_away());
+        Self { unprocessed, ..Self::backend(Fault::Reset, retry) }
     }
 
     /// The body of an answer broke off.

@@ -103,7 +103,8 @@ impl Passing<'_> {
                     if !leash.reused && failure.side == super::failure::Side::Backend {
                         leash.lease.unanswered();
                     }
-                    let again = failure.retry && idempotent && exchange.attempts < ATTEMPTS;
+                    let repeatable = idempotent || failure.unprocessed;
+                    let again = failure.retry && repeatable && exchange.attempts < ATTEMPTS;
                     if !again {
                         return Err(failure);
                     }
