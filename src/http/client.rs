@@ -41,9 +41,10 @@ pub(super) struct Wish {
     pub(super) fresh: bool,
 }
 
-/// Streams of a session that a backend may open towards us: none.
+/// What a backend may send of a stream before it was taken, in bytes. All together may have any number: clients that take
+/// nothing would hold up the others of their session.
 const WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// The largest list of fields in an answer.
 const HEADER_LIST: u32 = 64 * 1024;
 
@@ -69,7 +70,7 @@ pub(super) async fn lease(
         let key = key(endpoint);
         let link = match target.version {
             BackendHttp::Http1 => thread.kept.take(&key, wish.fresh, thread.timers.now()).map(Link::H1),
-            BackendHttp::Http2 => thread.kept.session(&key).map(Link::H2),
+            BackendHttp::Http2 => thread.kept.session(&key, thread.timers.now()).map(Link::H2),
         };
         let is_there = link.is_some();
         found.replace(link);
@@ -153,18 +154,16 @@ async fn session(
     };
     let shaken = timer.timeout_at(until, shaking).await;
     let (session, driver) = shaken.unwrap_or(Err(ConnectError::Timeout))?;
-    let is_shared = target.is_shared();
-    if is_shared {
-        thread.kept.keep_session(key.clone(), session.clone());
-    }
+    // One of a single client is for nobody else.
+    let number =
+        target.is_shared().then(|| thread.kept.keep_session(key.clone(), session.clone(), &thread.timers));
     let (thread, key) = (Rc::clone(thread), key.clone());
     drop(tokio::task::spawn_local(async move {
         if let Err(error) = driver.await {
             tracing::debug!(%error, backend = %key.endpoint.name, "a session of HTTP/2 ended");
         }
-        // Another route may share sessions with the same endpoint.
-        if is_shared {
-            thread.kept.forget_session(&key);
+        if let Some(number) = number {
+            thread.kept.forget_session(&key, number);
         }
     }));
     let until = timer.now() + target.connect_timeout;

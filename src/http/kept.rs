@@ -28,7 +28,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     waiting: RefCell<HashMap<Key, Vec<Waiting>>>,
-    sessions: RefCell<HashMap<Key, h2::client::SendRequest<Bytes>>>,
+    sessions: RefCell<HashMap<Key, Session>>,
+    numbers: Cell<u64>,
     sweeping: Cell<bool>,
 }
 
@@ -45,6 +46,15 @@ pub(super) struct Key {
 struct Waiting {
     wire: Rc<Wire>,
     since: Moment,
+}
+
+/// A session of HTTP/2, which is used by many at once. Without it here it ends after its last stream.
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    requests: h2::client::SendRequest<Bytes>,
+    /// When it was asked for last.
+    used: Moment,
 }
 
 impl Key {
@@ -100,24 +110,49 @@ impl Kept {
         }
         wires.push(Waiting { wire, since: timers.now() });
         drop(waiting);
-        if !self.sweeping.replace(true) {
-            drop(tokio::task::spawn_local(Rc::clone(self).sweep(Rc::clone(timers))));
+        self.start_sweeping(timers);
+    }
+
+    /// The session of HTTP/2 with an endpoint, if there is one that takes more.
+    pub(super) fn session(&self, key: &Key, now: Moment) -> Option<h2::client::SendRequest<Bytes>> {
+        let mut sessions = self.sessions.borrow_mut();
+        let session = sessions.get_mut(key)?;
+        // Asked, not waited for: an error once the backend has said that it goes.
+        let ready = session.requests.poll_ready(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(Err(_)) = ready {
+            sessions.remove(key);
+            return None;
+        }
+        session.used = now;
+        Some(session.requests.clone())
+    }
+
+    /// Keeps a session; gives its number.
+    pub(super) fn keep_session(
+        self: &Rc<Self>,
+        key: Key,
+        requests: h2::client::SendRequest<Bytes>,
+        timers: &Rc<Timers>,
+    ) -> u64 {
+        let number = self.numbers.get() + 1;
+        self.numbers.set(number);
+        self.sessions.borrow_mut().insert(key, Session { number, requests, used: timers.now() });
+        self.start_sweeping(timers);
+        number
+    }
+
+    /// The session of this number is over.
+    pub(super) fn forget_session(&self, key: &Key, number: u64) {
+        let mut sessions = self.sessions.borrow_mut();
+        if sessions.get(key).is_some_and(|session| session.number == number) {
+            sessions.remove(key);
         }
     }
 
-    /// The session of HTTP/2 with an endpoint.
-    pub(super) fn session(&self, key: &Key) -> Option<h2::client::SendRequest<Bytes>> {
-        self.sessions.borrow().get(key).cloned()
-    }
-
-    /// Keeps a session.
-    pub(super) fn keep_session(&self, key: Key, session: h2::client::SendRequest<Bytes>) {
-        self.sessions.borrow_mut().insert(key, session);
-    }
-
-    /// A session is over.
-    pub(super) fn forget_session(&self, key: &Key) {
-        self.sessions.borrow_mut().remove(key);
+    fn start_sweeping(self: &Rc<Self>, timers: &Rc<Timers>) {
+        if !self.sweeping.replace(true) {
+            drop(tokio::task::spawn_local(Rc::clone(self).sweep(Rc::clone(timers))));
+        }
     }
 
     /// Closes connections that have waited long enough, or that their backend has closed, as long as any wait.
@@ -132,7 +167,9 @@ impl Kept {
                 wires.retain(|waiting| waiting.since + IDLE > now && is_quiet(&waiting.wire));
                 !wires.is_empty()
             });
-            if waiting.is_empty() {
+            let mut sessions = self.sessions.borrow_mut();
+            sessions.retain(|_, session| session.used + IDLE > now);
+            if waiting.is_empty() && sessions.is_empty() {
                 self.sweeping.set(false);
                 return;
             }
