@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use std::{cell::Cell, io};
 
 use bytes::Bytes;
@@ -12,23 +13,26 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::Connection;
 use super::ended::Ended;
+use super::failure::Failure;
 use super::handle::{Incoming, handle};
 use super::reply::Reply;
 use super::source::Source;
 use super::target::Spoken;
 use super::wire::{Count, HIGH};
 use crate::config::HttpLimits;
-use crate::net::Direction;
+use crate::net::{Direction, Moment};
 use crate::tls::End;
 
 /// What a client may send of a stream, and of all together, before it was taken, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// The largest list of fields, each with 32 bytes beside its own (RFC 9113 §6.5.2).
-const HEADER_LIST: u32 = 16 * 1024;
 /// Streams that were reset before they were looked at, and that were reset for what they did: more end the connection.
 const PENDING_RESETS: usize = 20;
 const LOCAL_RESETS: usize = 256;
+/// A stream that its client gives up while it is answered costs this, which it has to wait for once it owes so much: a thousand
+/// at once, and 33 a second. Each may have cost a backend the whole of an answer.
+const GIVEN_UP: Duration = Duration::from_millis(30);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection whose first bytes were read already, and whose bytes are counted.
 struct Counted {
@@ -37,8 +41,17 @@ struct Counted {
     count: Count,
 }
 
-/// Streams of a connection that are open, until dropped.
-struct Open(Rc<Cell<usize>>);
+/// The streams of a connection.
+struct Streams {
+    open: Cell<usize>,
+    /// When one ended last.
+    ended: Cell<Moment>,
+    /// Until when those are paid for that the client gave up.
+    paid: Cell<Moment>,
+}
+
+/// A stream that is open, until dropped.
+struct Open(Rc<Streams>, Rc<Connection>);
 
 /// Serves requests until the connection ends.
 pub(super) async fn serve(end: End, said: Bytes, cx: Rc<Connection>) -> Ended {
@@ -52,38 +65,42 @@ pub(super) async fn serve(end: End, said: Bytes, cx: Rc<Connection>) -> Ended {
         Some(Err(_)) => return Ended::Refused("malformed"),
         None => return Ended::Refused("header_timeout"),
     };
-    let open = Rc::new(Cell::new(0));
-    let mut draining = false;
-    let mut idle_since = timer.now();
+    let streams = Rc::new(Streams::new(timer.now()));
+    let mut ending = None;
     let mut drained = pin!(cx.draining.cancelled());
     loop {
-        let idle = idle_since + limits.keep_alive;
         let next = poll_fn(|task| {
-            if !draining && drained.as_mut().poll(task).is_ready() {
-                draining = true;
+            if ending.is_none() && drained.as_mut().poll(task).is_ready() {
+                ending = Some(Ended::Drained);
                 connection.graceful_shutdown();
             }
             if let Poll::Ready(accepted) = connection.poll_accept(task) {
                 return Poll::Ready(Some(accepted));
             }
-            match open.get() {
-                0 => timer.poll(task, idle).map(|()| None),
+            match streams.open.get() {
+                0 => timer.poll(task, streams.ended.get() + limits.keep_alive).map(|()| None),
                 _ => Poll::Pending,
             }
         });
         match next.await {
-            Some(Some(Ok((request, send)))) => begin(request, send, &open, &cx),
+            Some(Some(Ok((request, send)))) => {
+                if streams.paid.get() > timer.now() + PATIENCE {
+                    connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                } else {
+                    begin(request, send, &streams, &cx);
+                }
+            }
             Some(Some(Err(error))) => {
                 return if error.is_io() { Ended::Gone } else { Ended::Refused("malformed") };
             }
-            Some(None) => return if draining { Ended::Drained } else { Ended::Done },
-            None if draining => return Ended::Idle,
+            Some(None) => return ending.unwrap_or(Ended::Done),
+            None if ending.is_some() => return Ended::Idle,
             None => {
-                draining = true;
+                ending = Some(Ended::Idle);
                 connection.graceful_shutdown();
+                streams.ended.set(timer.now());
             }
         }
-        idle_since = timer.now();
     }
 }
 
@@ -93,7 +110,7 @@ fn builder(limits: &HttpLimits) -> h2::server::Builder {
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.max_streams)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(u32::try_from(limits.max_header_size).unwrap_or(u32::MAX))
         .max_send_buffer_size(HIGH)
         .max_pending_accept_reset_streams(PENDING_RESETS)
         .max_local_error_reset_streams(Some(LOCAL_RESETS));
@@ -104,14 +121,16 @@ fn builder(limits: &HttpLimits) -> h2::server::Builder {
 fn begin(
     request: http::Request<h2::RecvStream>,
     send: h2::server::SendResponse<Bytes>,
-    open: &Rc<Cell<usize>>,
+    streams: &Rc<Streams>,
     cx: &Rc<Connection>,
 ) {
-    open.set(open.get() + 1);
-    let (cx, open) = (Rc::clone(cx), Open(Rc::clone(open)));
+    streams.open.set(streams.open.get() + 1);
+    let open = Open(Rc::clone(streams), Rc::clone(cx));
     drop(tokio::task::spawn_local(async move {
-        Box::pin(answer(request, send, &cx)).await;
-        drop(open);
+        let answered = Box::pin(answer(request, send, &open.1)).await;
+        if answered == Err(Failure::GONE) {
+            open.give_up();
+        }
     }));
 }
 
@@ -119,7 +138,7 @@ async fn answer(
     request: http::Request<h2::RecvStream>,
     send: h2::server::SendResponse<Bytes>,
     cx: &Connection,
-) {
+) -> Result<(), Failure> {
     let mut timer = cx.thread.timers.timer();
     let (parts, body) = request.into_parts();
     let authority = parts.uri.authority().map(ToString::to_string);
@@ -137,11 +156,27 @@ async fn answer(
     {
         send.send_reset(h2::Reason::INTERNAL_ERROR);
     }
+    result
+}
+
+impl Streams {
+    fn new(now: Moment) -> Self {
+        Self { open: Cell::new(0), ended: Cell::new(now), paid: Cell::new(now) }
+    }
+}
+
+impl Open {
+    /// Its client wants no answer any more.
+    fn give_up(&self) {
+        let paid = self.0.paid.get().max(self.1.thread.timers.now());
+        self.0.paid.set(paid + GIVEN_UP);
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.ended.set(self.1.thread.timers.now());
     }
 }
 

@@ -175,10 +175,21 @@ fn check(
     (target, site): (&Target, &Site),
     cx: &Connection,
 ) -> Result<(), Failure> {
+    let limits = &site.config.limits;
+    if incoming.headers.len() > limits.max_headers {
+        return Err(Failure::refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_fields"));
+    }
+    if incoming.uri.len() > limits.max_uri {
+        return Err(Failure::refused(StatusCode::URI_TOO_LONG, "uri_too_long"));
+    }
+    // By HTTP/1.1 they are taken off (RFC 9110 §5.5), by HTTP/2 there must be none (RFC 9113 §8.2.1).
+    if incoming.headers.values().any(|value| value.as_bytes().trim_ascii() != value.as_bytes()) {
+        return Err(Failure::MALFORMED);
+    }
     let connection = if cx.tls { Scheme::Https } else { Scheme::Http };
     admit(&incoming.method, target, connection, &cx.takes)
         .map_err(|(status, reason)| Failure::refused(status, reason))?;
-    if site.config.limits.max_body.is_some_and(|most| source.length().is_some_and(|body| body > most)) {
+    if limits.max_body.is_some_and(|most| source.length().is_some_and(|body| body > most)) {
         return Err(Failure::TOO_LARGE);
     }
     Ok(())
