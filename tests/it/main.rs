@@ -2,7 +2,8 @@
 //!
 //! Programs beside the binary are Debian packages (nginx-light, libnginx-mod-stream, haproxy, bind9, prometheus, curl,
 //! openssl, python3, strace, systemd, util-linux, iproute2, nftables, ethtool, postgresql, mariadb-server, redis-server,
-//! openssh-server, postfix, pebble, testssl.sh); a missing one fails the test that needs it.
+//! openssh-server, postfix, pebble, testssl.sh, chromium, nghttp2-client, nodejs, python3-aiohttp, python3-grpcio,
+//! python3-websockets); a missing one fails the test that needs it.
 
 #![allow(
     clippy::unwrap_used,
@@ -55,6 +56,8 @@ mod hello_splits;
 mod http;
 mod http_headers;
 mod http_rules;
+mod http_real;
+mod http_two;
 mod ja4;
 mod lifecycle;
 mod mysql_by_name;
