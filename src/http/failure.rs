@@ -77,7 +77,9 @@ impl Failure {
     /// The client did not send what it announced.
     pub(super) fn client(error: SourceError) -> Self {
         match error {
-            SourceError::Chunk(_) => Self::new(Some(StatusCode::BAD_REQUEST), "malformed_body", Side::Client),
+            SourceError::Chunk(_) | SourceError::Broken => {
+                Self::new(Some(StatusCode::BAD_REQUEST), "malformed_body", Side::Client)
+            }
             SourceError::Short => Self::new(Some(StatusCode::BAD_REQUEST), "short_body", Side::Client),
             SourceError::Io(_) | SourceError::H2(_) => Self::GONE,
         }

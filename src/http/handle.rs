@@ -72,6 +72,9 @@ pub(super) async fn handle(
     };
     let Err(failure) = result else { return Ok(()) };
     exchange.failed(failure);
+    if incoming.source.is_broken() {
+        reply.close();
+    }
     match failure.status {
         Some(status) if exchange.status.is_none() => {
             let accept = incoming.headers.get(ACCEPT);

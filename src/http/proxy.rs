@@ -107,7 +107,7 @@ async fn take(
     timer: &mut Timer<'_>,
 ) -> Result<(), Failure> {
     let room = Room { memory: REQUEST_MEMORY, disk: Some((cx.thread.disk.clone(), REQUEST_DISK)) };
-    let mut spooled = Box::new(Spooled::new(std::mem::replace(source, Source::Done), room));
+    let mut spooled = Box::new(Spooled::new(std::mem::replace(source, Source::Broken), room));
     let mut deadline = BodyDeadline::new(limits, timer.now());
     let taken = poll_fn(|task| {
         let before = spooled.taken();

@@ -28,6 +28,8 @@ pub(super) enum Source {
     Ready(Bytes),
     /// From the disk.
     File(Box<FileStream>),
+    /// It has failed: nobody knows what of the stream belongs to it.
+    Broken,
     /// Taken before, with what is still to come.
     Spooled(Box<Spooled>),
 }
@@ -78,6 +80,9 @@ pub(super) enum SourceError {
     /// The stream or connection of HTTP/2 failed.
     #[error("the stream failed")]
     H2(#[from] h2::Error),
+    /// It has failed before.
+    #[error("the body has failed before")]
+    Broken,
 }
 
 impl Source {
@@ -97,12 +102,17 @@ impl Source {
         matches!(self, Self::Done)
     }
 
+    /// Whether it has failed; what follows in its stream is no message.
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self, Self::Broken)
+    }
+
     /// How many bytes are to come, where that is known.
     pub(super) fn length(&self) -> Option<u64> {
         match self {
             Self::Done => Some(0),
             Self::H1(_, Rest::Length(length)) => Some(*length),
-            Self::H1(_, Rest::Chunked(_) | Rest::UntilClose) | Self::H2(_) => None,
+            Self::H1(_, Rest::Chunked(_) | Rest::UntilClose) | Self::H2(_) | Self::Broken => None,
             Self::Ready(bytes) => Some(bytes.len() as u64),
             Self::File(stream) => Some(stream.len()),
             Self::Spooled(spooled) => {
@@ -112,9 +122,19 @@ impl Source {
         }
     }
 
-    /// The next piece; [`Piece::End`] once.
+    /// The next piece; [`Piece::End`] once, and nothing behind a failure.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, SourceError>> {
-        let piece = match self {
+        let piece = ready!(self.poll_piece(cx));
+        match piece {
+            Ok(Piece::End | Piece::Trailers(_)) => *self = Self::Done,
+            Ok(Piece::Data(_)) => {}
+            Err(_) => *self = Self::Broken,
+        }
+        Poll::Ready(piece)
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, SourceError>> {
+        Poll::Ready(Ok(match self {
             Self::Done => Piece::End,
             Self::H1(wire, rest) => ready!(rest.poll(wire, cx))?,
             Self::H2(stream) => ready!(poll_h2(stream, cx))?,
@@ -125,11 +145,8 @@ impl Source {
                 None => Piece::End,
             },
             Self::Spooled(spooled) => ready!(spooled.poll(cx))?,
-        };
-        if let Piece::End | Piece::Trailers(_) = piece {
-            *self = Self::Done;
-        }
-        Poll::Ready(Ok(piece))
+            Self::Broken => return Poll::Ready(Err(SourceError::Broken)),
+        }))
     }
 }
 
