@@ -42,6 +42,8 @@ pub(super) struct Attempt<'a> {
     is_head: bool,
     method: http::Method,
     informed: u32,
+    /// The backend was asked whether to go on, and has not said so.
+    unasked: bool,
 }
 
 /// Where the answer comes from.
@@ -106,6 +108,7 @@ impl<'a> Attempt<'a> {
             deaf: false,
             limit,
             informed: 0,
+            unasked: outgoing.headers.contains_key(http::header::EXPECT),
         })
     }
 
@@ -152,6 +155,7 @@ impl<'a> Attempt<'a> {
                 }
                 Poll::Ready(Ok(head)) if head.status.is_informational() => {
                     self.informed += 1;
+                    self.unasked &= head.status != StatusCode::CONTINUE;
                     if self.informed > MAX_INFORMED {
                         return Poll::Ready(Err(Failure::backend(Fault::TooManyInterim, false)));
                     }
@@ -177,7 +181,8 @@ impl<'a> Attempt<'a> {
             (Answer::H1(wire, _), _) => {
                 let framing =
                     Framing::of_response(&self.method, status, version, &headers).map_err(malformed)?;
-                let reusable = keep_alive && framing != Framing::UntilClose;
+                // Who answers instead of asking for the body may take it, which came nevertheless, for the next request.
+                let reusable = keep_alive && framing != Framing::UntilClose && !self.unasked;
                 (framing, Source::of(&wire, framing), Some((wire, reusable)))
             }
             (Answer::H2(_), body) => {
