@@ -16,7 +16,7 @@ mod client;
 mod hops;
 
 pub use client::client_of;
-pub use hops::{HopByHop, Message, forwardable};
+pub use hops::{HopByHop, Message, forwardable, is_offered};
 
 /// `X-Forwarded-For`: the client, and the proxies between it and us.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -10,6 +10,7 @@ use super::attempt::{Answered, Attempt};
 use super::client::{self, Leash, Wish};
 use super::connection::Connection;
 use super::failure::{Failure, Fault};
+use super::fields::is_offered;
 use super::flow::{Flow, FlowError};
 use super::h1::framing::Framing;
 use super::limits::Deadlines;
@@ -150,12 +151,13 @@ impl Passing<'_> {
         let asked = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
         let Answered { status, mut headers, body, framing, wire, up, sink, deaf } = answered;
         if status == StatusCode::SWITCHING_PROTOCOLS {
-            let Some((wire, _)) = wire.filter(|_| self.outgoing.upgrade) else {
+            let asked_for = self.outgoing.upgrade && is_offered(&headers, &self.outgoing.headers);
+            let Some((wire, _)) = wire.filter(|_| asked_for) else {
                 return Err(Failure::backend(Fault::UnaskedUpgrade, false));
             };
+            (self.change)(status, (&backend, asked), &mut headers)?;
             exchange.status = Some(status);
             exchange.upgraded = true;
-            (self.change)(status, (&backend, asked), &mut headers)?;
             let lasting = tunnel::run(wire, headers, reply, self.destination.idle, cx, timer);
             (exchange.bytes_in, exchange.bytes_out) = Box::pin(lasting).await?;
             return Ok(());

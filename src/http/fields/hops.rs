@@ -185,6 +185,16 @@ fn upgrades(headers: &HeaderMap) -> Result<Vec<Box<str>>, FieldError> {
     Ok(protocols)
 }
 
+/// Whether an answer switches to what its request offered (RFC 9110 §7.8), by their `Upgrade`.
+pub fn is_offered(answer: &HeaderMap, request: &HeaderMap) -> bool {
+    match (upgrades(answer), upgrades(request)) {
+        (Ok(chosen), Ok(offered)) => {
+            !chosen.is_empty() && chosen.iter().all(|protocol| offered.contains(protocol))
+        }
+        _ => false,
+    }
+}
+
 fn has_trailers(te: &HeaderValue) -> bool {
     te.as_bytes()
         .split(|byte| *byte == b',')
