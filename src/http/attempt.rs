@@ -298,6 +298,8 @@ fn inform(reply: &mut Reply, head: &Head) -> Result<(), Failure> {
     let mut headers = head.headers.clone();
     let malformed = |_| Failure::backend(Fault::Malformed, false);
     super::fields::forwardable(&mut headers, super::fields::Message::Response).map_err(malformed)?;
+    // RFC 9110 §8.6.
+    headers.remove(http::header::CONTENT_LENGTH);
     reply.inform(head.status, &headers).map_err(|_| Failure::GONE)
 }
 

@@ -12,7 +12,7 @@ use super::connection::Connection;
 use super::failure::{Failure, Fault};
 use super::fields::is_offered;
 use super::flow::{Flow, FlowError};
-use super::h1::framing::Framing;
+use super::h1::framing::{Framing, announced};
 use super::limits::Deadlines;
 use super::record::Exchange;
 use super::reply::{Length, Reply};
@@ -163,7 +163,13 @@ impl Passing<'_> {
             return Ok(());
         }
         let length = match framing {
-            Framing::None => Length::Nothing,
+            Framing::None => {
+                // Once, however often it was said (RFC 9110 §8.6).
+                if let Some(length) = announced(&headers) {
+                    headers.insert(http::header::CONTENT_LENGTH, length.into());
+                }
+                Length::Nothing
+            }
             Framing::Length(length) => {
                 headers.remove(http::header::CONTENT_LENGTH);
                 Length::Known(length)

@@ -211,6 +211,10 @@ fn answered(status: StatusCode, headers: &mut HeaderMap) -> Result<(), Failure> 
     if let Some(upgrade) = upgrade {
         headers.insert(UPGRADE, upgrade);
     }
+    if status.is_informational() || status == StatusCode::NO_CONTENT {
+        // RFC 9110 §8.6: who believes it would wait for a body, or take the next answer for one.
+        headers.remove(CONTENT_LENGTH);
+    }
     rewrite::hide(headers);
     headers.remove(VIA);
     Ok(())

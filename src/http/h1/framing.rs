@@ -93,6 +93,11 @@ impl Framing {
     }
 }
 
+/// The length that the head of an answer announces where none of it comes, as in the one to HEAD.
+pub(in super::super) fn announced(headers: &HeaderMap) -> Option<u64> {
+    length(headers, true).ok().flatten()
+}
+
 /// The one `Content-Length`; `repeated` ones, and lists of it, must be the same.
 fn length(headers: &HeaderMap, repeated: bool) -> Result<Option<u64>, FramingError> {
     let mut one = None;
