@@ -97,6 +97,9 @@ pub fn announce(headers: &mut HeaderMap, peer: &Peer<'_>) {
     let ip = peer.ip.to_canonical();
     write_forwarded(&mut element, ip, peer);
     let keep = peer.trusted;
+    if !keep {
+        drop_forwarded(headers);
+    }
     append(headers, &header::FORWARDED, keep, &element);
     append(headers, &X_FORWARDED_FOR, keep, &ip.to_string());
     let protocols = |value: &str| Scheme::parse(value).is_some();
@@ -145,6 +148,16 @@ fn write_forwarded(element: &mut String, ip: IpAddr, peer: &Peer<'_>) {
     };
     let proto = write!(element, ";proto={}", peer.scheme);
     debug_assert!(written.and(host).and(proto).is_ok(), "writing to a string cannot fail");
+}
+
+/// Takes out all that proxies say of clients in `X-Forwarded-*`: programs believe `-Scheme` and `-Ssl` as they do `-Proto`,
+/// and `-User` and `-Prefix` as well.
+fn drop_forwarded(headers: &mut HeaderMap) {
+    let said: Vec<_> =
+        headers.keys().filter(|name| name.as_str().starts_with("x-forwarded-")).cloned().collect();
+    for name in said {
+        headers.remove(name);
+    }
 }
 
 /// Whether there is one such field, and `valid`.
