@@ -193,8 +193,9 @@ async fn next_head(
 fn look(wire: &Wire, looked: &mut usize, limits: &HttpLimits) -> Option<Result<Bytes, Stop>> {
     wire.with_read(|read| {
         // Empty lines before a request are passed over (RFC 9112 §2.2).
-        while *looked == 0 && read.starts_with(b"\r\n") {
+        while *looked < 2 && read.starts_with(b"\r\n") {
             read.advance(2);
+            *looked = 0;
         }
         let end = end_of_head(read, looked.saturating_sub(3));
         *looked = read.len();
