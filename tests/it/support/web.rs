@@ -164,7 +164,8 @@ impl Asking {
         }
     }
 
-    fn head(&mut self) -> Option<String> {
+    /// The next head; `None` when the stream ends before.
+    pub(crate) fn head(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 let head: Vec<u8> = self.read.drain(..end + 4).collect();
