@@ -127,7 +127,7 @@ async fn establish<'a>(
     stream.watch().map_err(|_| Termination::unwatched())?;
     listener.metrics.hello_read(at.elapsed(), opened.preface.hello());
     let client = Client { stream, said, told, counted: Counted { permit, live, session: None } };
-    proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer).await
+    Box::pin(proceed(client, opened, (&snapshot, &listener, limits), record, cx, timer)).await
 }
 
 /// The protocol of the connection; of TLS that is there from the first byte, what the client says is inside.

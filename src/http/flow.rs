@@ -100,7 +100,8 @@ impl Flow {
                 return Poll::Ready(Ok(()));
             }
             // Where there was no room and is now, what waits goes on: nobody would wake for that.
-            if !took && !gave && !(full && sink.has_room()) {
+            let made_room = full && sink.has_room();
+            if !took && !gave && !made_room {
                 return Poll::Pending;
             }
         }

@@ -98,7 +98,7 @@ impl Passing<'_> {
             match self.attempt(&mut leash, source, reply, timer).await {
                 Ok(answered) => {
                     leash.lease.answered();
-                    return self.answer(answered, leash, source, reply, exchange, cx, timer).await;
+                    return Box::pin(self.answer(answered, leash, source, reply, exchange, cx, timer)).await;
                 }
                 Err(failure) => {
                     if !leash.reused && failure.side == super::failure::Side::Backend {
@@ -162,25 +162,8 @@ impl Passing<'_> {
             (exchange.bytes_in, exchange.bytes_out) = Box::pin(lasting).await?;
             return Ok(());
         }
-        let length = match framing {
-            Framing::None => {
-                // Once, however often it was said (RFC 9110 §8.6).
-                if let Some(length) = announced(&headers) {
-                    headers.insert(http::header::CONTENT_LENGTH, length.into());
-                }
-                Length::Nothing
-            }
-            Framing::Length(length) => {
-                headers.remove(http::header::CONTENT_LENGTH);
-                Length::Known(length)
-            }
-            Framing::Chunked | Framing::UntilClose => Length::Unknown,
-        };
-        let room = if is_streaming(&headers) {
-            Room::memory(reply.window(STREAM_MEMORY))
-        } else {
-            Room { memory: reply.window(ANSWER_MEMORY), disk: Some((cx.thread.disk.clone(), ANSWER_DISK)) }
-        };
+        let length = length_of(framing, &mut headers);
+        let room = room_for(&headers, reply, cx);
         (self.change)(status, (&backend, asked), &mut headers)?;
         exchange.status = Some(status);
         let down = reply.begin(status, headers, length).map_err(|_| Failure::GONE)?;
@@ -206,6 +189,32 @@ impl Passing<'_> {
         }
         result
     }
+}
+
+/// How long the body of an answer is; its head says so only where none comes.
+fn length_of(framing: Framing, headers: &mut HeaderMap) -> Length {
+    match framing {
+        Framing::None => {
+            // Once, however often it was said (RFC 9110 §8.6).
+            if let Some(length) = announced(headers) {
+                headers.insert(http::header::CONTENT_LENGTH, length.into());
+            }
+            Length::Nothing
+        }
+        Framing::Length(length) => {
+            headers.remove(http::header::CONTENT_LENGTH);
+            Length::Known(length)
+        }
+        Framing::Chunked | Framing::UntilClose => Length::Unknown,
+    }
+}
+
+/// How much of an answer may wait for its client.
+fn room_for(headers: &HeaderMap, reply: &Reply, cx: &Connection) -> Room {
+    if is_streaming(headers) {
+        return Room::memory(reply.window(STREAM_MEMORY));
+    }
+    Room { memory: reply.window(ANSWER_MEMORY), disk: Some((cx.thread.disk.clone(), ANSWER_DISK)) }
 }
 
 /// Whether an answer is one of those whose pieces matter as they come.

@@ -72,7 +72,7 @@ pub(super) async fn handle(
     };
     let Err(failure) = result else { return Ok(()) };
     exchange.failed(failure);
-    if incoming.source.is_broken() {
+    if source.is_broken() {
         reply.close();
     }
     match failure.status {

@@ -16,6 +16,7 @@ use super::policies;
 use super::record::Exchange;
 use super::reply::Reply;
 use super::rewrite::{self, Back};
+use super::site::Destination;
 use super::source::{Source, Spooled};
 use super::split;
 use super::spool::Room;
@@ -60,21 +61,7 @@ pub(super) async fn pass(
     let rewritten = rewrite::rewrite(&proxy.rewrite, &taken.target.path, &vars)
         .map_err(|error| Failure::refused(error.status(), error.reason()))?;
     let mut outgoing = outgoing(incoming, source.is_done(), taken, rewritten.path, cx)?;
-    match &proxy.host {
-        HostHeader::Keep => {}
-        HostHeader::Backend => outgoing.host_of_backend = true,
-        HostHeader::Set(host) => {
-            let host = expand(host, &vars).and_then(|host| HeaderValue::try_from(host).ok());
-            outgoing.headers.insert(HOST, host.ok_or(Failure::UNFIT)?);
-        }
-    }
-    if split {
-        let name = HeaderValue::try_from(&*destination.name).map_err(|_| Failure::UNFIT)?;
-        outgoing.headers.insert(VARIANT, name);
-    }
-    if destination.upstream.speaks_tls() {
-        outgoing.scheme = "https";
-    }
+    ask(&mut outgoing, proxy, destination, &vars)?;
     let changes = Changes::new(&taken.rule.request_headers, &vars).ok_or(Failure::UNFIT)?;
     changes.apply(&mut outgoing.headers);
     let changes = Changes::new(&taken.rule.response_headers, &vars).ok_or(Failure::UNFIT)?;
@@ -96,6 +83,31 @@ pub(super) async fn pass(
     let deadlines = Deadlines::new(limits, proxy.response_timeout, destination.idle.open, timer.now());
     let passing = Passing { site: taken.site, destination, outgoing, deadlines, change: &change };
     Box::pin(passing.run(source, reply, exchange, cx, timer)).await
+}
+
+/// Names the host that the backend is asked for, and the variant where there are several.
+fn ask(
+    outgoing: &mut Outgoing,
+    proxy: &ProxyConfig,
+    destination: &Destination,
+    vars: &Vars<'_>,
+) -> Result<(), Failure> {
+    match &proxy.host {
+        HostHeader::Keep => {}
+        HostHeader::Backend => outgoing.host_of_backend = true,
+        HostHeader::Set(host) => {
+            let host = expand(host, vars).and_then(|host| HeaderValue::try_from(host).ok());
+            outgoing.headers.insert(HOST, host.ok_or(Failure::UNFIT)?);
+        }
+    }
+    if !vars.variant.is_empty() {
+        let name = HeaderValue::try_from(vars.variant).map_err(|_| Failure::UNFIT)?;
+        outgoing.headers.insert(VARIANT, name);
+    }
+    if destination.upstream.speaks_tls() {
+        outgoing.scheme = "https";
+    }
+    Ok(())
 }
 
 /// Takes the body of a request before a backend is asked, as far as there is room.
@@ -145,19 +157,7 @@ fn outgoing(
     let hop = fields::forwardable(&mut headers, Message::Request)
         .map_err(|error| Failure::refused(error.status(), error.reason()))?;
     let authority = taken.target.authority();
-    fields::announce(
-        &mut headers,
-        &Peer {
-            ip: cx.ip(),
-            client: taken.vars.client,
-            trusted: taken.trusted,
-            scheme: taken.vars.scheme,
-            authority: &authority,
-            port: cx.local.map_or(taken.vars.scheme.port(), |local| local.port()),
-            version: incoming.version,
-            pseudonym: &cx.thread.pseudonym,
-        },
-    );
+    announce(&mut headers, incoming.version, &authority, taken, cx);
     let length = headers.remove(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
     match HeaderValue::try_from(&*authority) {
@@ -192,6 +192,22 @@ fn outgoing(
         had_length: incoming.had_length,
         upgrade: may_switch,
     })
+}
+
+/// Tells a backend who asks, and by which way.
+fn announce(headers: &mut HeaderMap, version: Version, authority: &str, taken: &Taken<'_>, cx: &Connection) {
+    let scheme = taken.vars.scheme;
+    let peer = Peer {
+        ip: cx.ip(),
+        client: taken.vars.client,
+        trusted: taken.trusted,
+        scheme,
+        authority,
+        port: cx.local.map_or(scheme.port(), |local| local.port()),
+        version,
+        pseudonym: &cx.thread.pseudonym,
+    };
+    fields::announce(headers, &peer);
 }
 
 /// Tells a backend whose certificate the client has shown (RFC 9440); nobody else may say so.

@@ -13,8 +13,7 @@ use landlock::{
 use tracing::{info, warn};
 
 use crate::config::{
-    AdminAddr, CertificateSource, CertificateStore, Config, HttpConfig, LogTarget, RouteConfig,
-    Sandbox,
+    AdminAddr, CertificateSource, CertificateStore, Config, HttpConfig, LogTarget, RouteConfig, Sandbox,
 };
 
 /// Read from time to time: names (hosts, resolv.conf and where that leads to), users, figures of the process, settings

@@ -161,7 +161,7 @@ const CHUNKS: [&str; 36] = [
     "g\r\nhello\r\n0\r\n\r\n",
     "\r\n5\r\nhello\r\n0\r\n\r\n",
     ";x\r\n0\r\n\r\n",
-    "\0005\r\nhello\r\n0\r\n\r\n",
+    "\x00005\r\nhello\r\n0\r\n\r\n",
     "5\u{b}\r\nhello\r\n0\r\n\r\n",
     "5\r\r\nhello\r\n0\r\n\r\n",
     "10000000000000005\r\nhello\r\n0\r\n\r\n",
