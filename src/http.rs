@@ -1,6 +1,6 @@
 //! Requests of HTTP: read, looked up, answered here or by a backend.
 //!
-//! `serve` speaks with a client ([`h1`], [`h2`]); each request is one call of `handle`, which finds its rule in a [`Site`] and
+//! `serve` speaks with a client (`h1`, `h2`); each request is one call of `handle`, which finds its rule in a [`Site`] and
 //! has it answered: by `forward` (a backend), `files`, or `answer` (a redirect, a fixed answer, the page of an error). What is
 //! decided without a connection is pure: `target`, `rules`, `fields`, `rewrite`, `template`, `page`, and heads and chunks
 //! below `h1`.

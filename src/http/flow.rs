@@ -91,8 +91,11 @@ impl Flow {
             if (took || gave) && sink.has_room() && !self.has_all() {
                 continue;
             }
-            let full = !sink.has_room();
+            let (full, waited) = (!sink.has_room(), sink.waiting());
             let flushed = sink.poll_flushed(cx)?.is_ready();
+            if sink.waiting() < waited {
+                self.gave = now;
+            }
             if self.state == State::Told && flushed {
                 self.state = State::Done;
             }

@@ -131,13 +131,18 @@ impl Sink {
         }
     }
 
+    /// How many bytes were given and not passed on.
+    pub(super) fn waiting(&self) -> usize {
+        match self {
+            Self::Closed => 0,
+            Self::H1(wire, _) => wire.queued(),
+            Self::H2(_, waiting) => waiting.len(),
+        }
+    }
+
     /// Whether everything given has been passed on.
     pub(super) fn is_flushed(&self) -> bool {
-        match self {
-            Self::Closed => true,
-            Self::H1(wire, _) => wire.queued() == 0,
-            Self::H2(_, waiting) => waiting.is_empty(),
-        }
+        self.waiting() == 0
     }
 
     /// It is broken off, so that nobody takes it for whole.

@@ -260,10 +260,10 @@ fn requests_that_the_proxy_is_made_to_reset_cost_no_backend() {
     proxy.assert_sound();
 }
 
-/// Floods of frames that say nothing, each after the head of a request whose body is to come.
 /// A name, and what is sent at the nth time.
 type Flood = (&'static str, Box<dyn Fn(u32) -> Vec<u8>>);
 
+/// Floods of frames that say nothing, each after the head of a request whose body is to come.
 fn floods() -> Vec<Flood> {
     vec![
         ("settings", Box::new(|_| frame(SETTINGS, 0, 0, &[]))),
