@@ -28,3 +28,8 @@ compare *args:
 compare-tls *args:
     cargo build --release --locked
     benches/compare/tls.py target/release/portcullis {{args}}
+
+# Requests of HTTP beside nginx and HAProxy: processor time a request.
+compare-requests *args:
+    cargo build --release --locked
+    benches/compare/requests.py target/release/portcullis {{args}}
