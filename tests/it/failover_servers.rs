@@ -87,7 +87,7 @@ impl Kind {
         })
     }
 
-    /// Opens connections at a steady rate, and does `change` after a third of them: all are served in time.
+    /// Opens connections at a steady rate, and does `change` after a third of them: all but one in a hundred are served, in time.
     fn serves_all_the_same(&self, addr: SocketAddr, change: impl Fn() + Sync) {
         let (start, seen) = (Instant::now(), Mutex::new(Vec::new()));
         in_parallel(24, CONNECTIONS, |number| {
@@ -103,7 +103,8 @@ impl Kind {
         let seen = seen.into_inner().unwrap();
         let failed: Vec<_> = seen.iter().filter(|(_, served)| !served).map(|(took, _)| *took).collect();
         let longest = seen.iter().map(|(took, _)| *took).max().unwrap();
-        assert!(failed.len() * 1000 <= seen.len(), "of {} these failed, after {failed:?}", seen.len());
+        // What the kernel has accepted for a process that is killed just then is lost with it.
+        assert!(failed.len() * 100 <= seen.len(), "of {} these failed, after {failed:?}", seen.len());
         assert!(longest < LONGEST, "{longest:?}");
     }
 
